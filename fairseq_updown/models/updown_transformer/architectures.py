@@ -1,0 +1,80 @@
+"""The named architectures: what each sets if the user did not.
+
+To add one, add an entry to `ARCHITECTURES`.
+"""
+
+from argparse import Namespace
+from functools import partial
+from typing import Any, Dict
+
+from fairseq.models import ARCH_CONFIG_REGISTRY, register_model_architecture
+from fairseq.models.transformer import (
+    base_architecture,
+    tiny_architecture,
+    transformer_iwslt_de_en,
+    transformer_wmt_en_de_big,
+)
+
+from .config import UPDOWN_OPTIONS
+
+MODEL_NAME = "updown_transformer"
+
+# A block that holds any sequence: everything is ordinary attention.
+UNBOUNDED = 2**30
+
+_ARXIV: Dict[str, Any] = {
+    "max_source_positions": 8192,
+    "updown_pool_layers": "2,4",
+    "updown_pool_rate": 4.0,
+    "updown_memory_size": 512,
+}
+
+ARCHITECTURES: Dict[str, Dict[str, Any]] = {
+    MODEL_NAME: {},
+    f"{MODEL_NAME}_tiny": {
+        "stock": tiny_architecture,
+        "updown_block_size": 32,
+        "updown_slots": 4,
+        "updown_memory_size": 32,
+        "updown_decoder_block_size": 16,
+        "updown_decoder_slots": 4,
+    },
+    f"{MODEL_NAME}_iwslt_de_en": {"stock": transformer_iwslt_de_en},
+    f"{MODEL_NAME}_wmt_en_de": {},
+    f"{MODEL_NAME}_wmt_en_de_big": {"stock": transformer_wmt_en_de_big},
+    f"{MODEL_NAME}_arxiv": _ARXIV,
+    f"{MODEL_NAME}_full": {
+        "updown_block_size": UNBOUNDED,
+        "updown_decoder_block_size": UNBOUNDED,
+    },
+    f"{MODEL_NAME}_blockwise": {"updown_slots": 0},
+    f"{MODEL_NAME}_pyramidion": {**_ARXIV, "updown_slots": 0},
+}
+
+
+def apply_architecture(name: str, args: Any) -> None:
+    """Sets what architecture `name` sets, and all defaults, where `args` has nothing yet."""
+    preset = dict(ARCHITECTURES[name])
+    stock = preset.pop("stock", base_architecture)
+    for option, value in preset.items():
+        setattr(args, option, getattr(args, option, value))
+    stock(args)
+    for option, (_, default, _) in UPDOWN_OPTIONS.items():
+        setattr(args, option, getattr(args, option, default))
+
+
+def register_architectures() -> None:
+    """Makes every name an `--arch` of fairseq's."""
+    for name in ARCHITECTURES:
+        if name != MODEL_NAME:
+            register_model_architecture(MODEL_NAME, name)(partial(apply_architecture, name))
+    # fairseq registers the model's own name itself, with a function that sets nothing.
+    ARCH_CONFIG_REGISTRY[MODEL_NAME] = partial(apply_architecture, MODEL_NAME)
+
+
+def resolve(config: Dict[str, Any]) -> Namespace:
+    """All options of a model, those that are None filled in by its architecture (`_name`)."""
+    args = Namespace(**{name: value for name, value in config.items() if value is not None})
+    name = getattr(args, "_name", MODEL_NAME)
+    apply_architecture(name if name in ARCHITECTURES else MODEL_NAME, args)
+    return args

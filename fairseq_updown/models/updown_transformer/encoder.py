@@ -1,0 +1,195 @@
+"""The encoder: realign once, layers with carried state, pools between stages."""
+
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from fairseq.models.transformer import TransformerEncoderBase
+from torch import Tensor, nn
+
+from ...modules.attention import regroup_rows, select_rows
+from ...modules.compression import SequencePooling, TokenMass
+from ...modules.functional import keep_in_graph, left_align_order, length_mask
+from ...modules.layers import UpdownEncoderLayer, wrap_layer
+from .config import parse_pool_layers
+
+EncoderOut = Dict[str, List[Tensor]]
+
+
+class SourceTrace(NamedTuple):
+    """Where the source tokens are now, through all poolings so far.
+
+    Attributes:
+        slot: `(bsz, src_len)` long, the position each source token went to; at pads any.
+        weight: `(bsz, src_len)`, its share of that position; 0 at pads.
+    """
+
+    slot: Tensor
+    weight: Tensor
+
+
+class UpdownTransformerEncoder(TransformerEncoderBase):
+    """fairseq's encoder with compressed self-attention and a pyramid of pooled stages.
+
+    Pooling after layer l ends a stage: the sequence itself gets shorter, and layer l + 1 is the
+    next stage's anchor.
+    """
+
+    def __init__(self, cfg: Any, dictionary: Any, embed_tokens: Any, return_fc: bool = False):
+        super().__init__(cfg, dictionary, embed_tokens, return_fc=return_fc)
+
+        def pool(rate: float, min_length: int) -> SequencePooling:
+            return SequencePooling(
+                cfg.encoder.embed_dim,
+                rate=rate,
+                min_length=min_length,
+                pooling=str(cfg.updown_pooling),
+                pooling_base=cfg.updown_pooling_base,
+            )
+
+        layers = parse_pool_layers(cfg.updown_pool_layers, cfg.encoder.layers)
+        self.pools = nn.ModuleDict(
+            {str(layer): pool(cfg.updown_pool_rate, cfg.updown_memory_size) for layer in layers}
+        )
+        slots = cfg.updown_cross_slots
+        self.memory_pool = pool(float("inf"), slots) if slots else None
+
+    def build_encoder_layer(self, cfg: Any) -> nn.Module:
+        return wrap_layer(UpdownEncoderLayer(cfg, return_fc=self.return_fc), cfg)
+
+    def forward_scriptable(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Optional[Tensor] = None,
+        return_all_hiddens: bool = False,
+        token_embeddings: Optional[Tensor] = None,
+    ) -> EncoderOut:
+        """
+        Args:
+            src_tokens: `(bsz, src_len)` long, padded on either side.
+            src_lengths: unused; the pads tell.
+            return_all_hiddens: also return the output of each layer.
+            token_embeddings: `(bsz, src_len, embed_dim)` to use in place of the lookup.
+
+        Returns:
+            what fairseq's encoder returns, with real tokens first in every row and the memory as
+            short as the pools made it, and besides:
+
+            - `memory_counts`, `memory_scores` `[(bsz, memory_len)]`: see :class:`TokenMass`; empty
+              lists if nothing was pooled;
+            - `source_slot`, `source_weight` `[(bsz, src_len)]`: see :class:`SourceTrace`;
+            - `row_sentence` `[(rows,)]` long: the sentence of each row, see :func:`regroup_rows`.
+
+        Raises:
+            ValueError: a row is longer than `--max-source-positions`, or `src_len` is 0.
+        """
+        tokens, lengths, trace, order = self.realign(src_tokens)
+        if token_embeddings is not None:
+            token_embeddings = token_embeddings.gather(
+                1, order.unsqueeze(-1).expand(-1, -1, token_embeddings.size(-1))
+            )
+        padding_mask = self.padding_mask(lengths, tokens.size(1))
+        x, encoder_embedding = self.forward_embedding(tokens, token_embeddings)
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+        encoder_states: List[Tensor] = [x.transpose(0, 1)] if return_all_hiddens else []
+        fc_results: List[Optional[Tensor]] = []
+        mass: Optional[TokenMass] = None
+        state: Tuple[Tensor, ...] = ()
+        kept = {id(layer) for layer in self.layers}  # layerdrop chooses anew at each iteration
+        for index in range(self.num_layers):
+            layer = self.layers[index]
+            if id(layer) in kept:
+                x, fc_result, *carried = layer(x, padding_mask, *(mass or (None, None)), *state)
+                state = tuple(carried)
+                if return_all_hiddens:
+                    encoder_states.append(x.transpose(0, 1))
+                    fc_results.append(fc_result)
+            if str(index + 1) in self.pools:
+                pool = self.pools[str(index + 1)]
+                x, lengths, mass, trace = self.pool(pool, x, lengths, mass, trace)
+                padding_mask, state = self.padding_mask(lengths, x.size(1)), ()
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        if self.memory_pool is not None:
+            x, lengths, mass, trace = self.pool(self.memory_pool, x, lengths, mass, trace)
+        return {
+            "encoder_out": [x.transpose(0, 1)],  # T x B x C
+            "encoder_padding_mask": [length_mask(lengths, x.size(1))],  # B x T
+            "encoder_embedding": [encoder_embedding],  # B x T x C, before any pooling
+            "encoder_states": encoder_states,  # List[T x B x C]
+            "fc_results": fc_results,  # List[B x T x C]
+            "src_tokens": [],
+            "src_lengths": [src_tokens.ne(self.padding_idx).sum(1, keepdim=True).int()],
+            "memory_counts": [mass.counts] if mass is not None else [],
+            "memory_scores": [mass.scores] if mass is not None else [],
+            "source_slot": [trace.slot],
+            "source_weight": [trace.weight],
+            "row_sentence": [torch.arange(x.size(0), device=x.device)],
+        }
+
+    def realign(self, src_tokens: Tensor) -> Tuple[Tensor, Tensor, SourceTrace, Tensor]:
+        """Brings each row's real tokens to its front and cuts columns that hold only pads.
+
+        Returns:
+            tokens `(bsz, longest)`, lengths `(bsz,)`, where the source tokens went, and the source
+            column of each position `(bsz, longest)`.
+        """
+        is_pad = src_tokens.eq(self.padding_idx)
+        lengths = src_tokens.size(1) - is_pad.sum(dim=1)
+        if src_tokens.numel() == 0:
+            raise ValueError(
+                f"src_tokens is empty, {tuple(src_tokens.shape)}: a source needs at least one "
+                "token, such as the end-of-sentence symbol"
+            )
+        longest = max(1, int(lengths.max()))
+        if longest > self.max_positions():
+            raise ValueError(
+                f"a source of {longest} tokens exceeds --max-source-positions "
+                f"{self.max_positions()}; raise it or truncate (--truncate-source)"
+            )
+        columns = torch.arange(src_tokens.size(1), device=src_tokens.device)
+        order = slot = columns.expand_as(src_tokens)
+        if bool((is_pad[:, :-1] & ~is_pad[:, 1:]).any()):
+            order = left_align_order(is_pad)
+            slot = torch.empty_like(order).scatter_(1, order, slot)
+        order = order[:, :longest]
+        trace = SourceTrace(slot.clamp(max=longest - 1), (~is_pad).float())
+        return src_tokens.gather(1, order), lengths, trace, order
+
+    @staticmethod
+    def padding_mask(lengths: Tensor, size: int) -> Optional[Tensor]:
+        """`(bsz, size)` bool, True at pads; None if there are none."""
+        return length_mask(lengths, size) if bool((lengths < size).any()) else None
+
+    @staticmethod
+    def pool(
+        pooling: SequencePooling,
+        x: Tensor,
+        lengths: Tensor,
+        mass: Optional[TokenMass],
+        trace: SourceTrace,
+    ) -> Tuple[Tensor, Tensor, Optional[TokenMass], SourceTrace]:
+        """Ends a stage; a sequence that is short enough stays as it is."""
+        if not pooling.applies(x.size(1)):
+            return keep_in_graph(x, pooling.parameters()), lengths, mass, trace
+        pooled = pooling(x, lengths, mass)
+        share = pooled.weights.detach().to(trace.weight).gather(1, trace.slot)
+        slot = pooled.assignment.gather(1, trace.slot).clamp(max=pooled.x.size(1) - 1)
+        new_x = keep_in_graph(pooled.x, pooling.parameters())
+        return new_x, pooled.lengths, pooled.mass, SourceTrace(slot, trace.weight * share)
+
+    def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
+        """Follows a reordering of the decoder's rows; a sentence is kept once for all its beams.
+
+        Args:
+            encoder_out: what :meth:`forward` returned.
+            new_order: `(new_rows,)` long, the old row that becomes each new row.
+        """
+        kept, row_sentence = regroup_rows(encoder_out["row_sentence"][0], new_order)
+        time_first = ("encoder_out", "encoder_states")
+        reordered = {
+            name: [select_rows(t, kept, dim=1 if name in time_first else 0) for t in tensors]
+            for name, tensors in encoder_out.items()
+            if name != "row_sentence"
+        }
+        return {**reordered, "row_sentence": [row_sentence]}  # type: ignore[dict-item]

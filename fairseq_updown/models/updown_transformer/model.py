@@ -1,0 +1,124 @@
+"""`updown_transformer`: fairseq's Transformer with up-down compression at all attention sites."""
+
+import logging
+from argparse import Namespace
+from dataclasses import fields
+from typing import Any, Dict
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model
+from fairseq.models.transformer import (
+    DEFAULT_MAX_SOURCE_POSITIONS,
+    DEFAULT_MAX_TARGET_POSITIONS,
+    TransformerConfig,
+    TransformerModelBase,
+)
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
+
+from .architectures import MODEL_NAME, register_architectures, resolve
+from .config import UpdownTransformerConfig, validate
+from .decoder import UpdownTransformerDecoder
+from .encoder import UpdownTransformerEncoder
+
+logger = logging.getLogger(__name__)
+
+# Parts of a parameter's name that no stock Transformer has.
+_OWN_PARAMETERS = (".compressor.", ".count_bias.", ".pools.", ".memory_pool.")
+
+
+@register_model(MODEL_NAME, dataclass=UpdownTransformerConfig)
+class UpdownTransformerModel(TransformerModelBase):
+    """Encoder-decoder model whose attention compresses what is far away into weighted slots.
+
+    With block sizes that hold the sequences it is fairseq's `transformer`, weight for weight. See
+    `modules/encoder_attention.py`, `decoder_attention.py` and `attention.py` for the equations.
+    """
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """Adds all flags, without defaults: those come from the architecture."""
+        gen_parser_from_dataclass(parser, UpdownTransformerConfig(), delete_default=True)
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "UpdownTransformerModel":
+        """Builds the model from flat options.
+
+        Raises:
+            ValueError: an option is out of range or cannot work with compression.
+        """
+        given: Any = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else vars(cfg)
+        args = resolve(given)
+        task_cfg = getattr(task, "cfg", None)
+        for name, default in (
+            ("max_source_positions", DEFAULT_MAX_SOURCE_POSITIONS),
+            ("max_target_positions", DEFAULT_MAX_TARGET_POSITIONS),
+        ):
+            if not hasattr(args, name):
+                setattr(args, name, getattr(task_cfg, name, None) or default)
+        validate(args)
+        if getattr(task_cfg, "left_pad_target", False):
+            raise ValueError(
+                "--left-pad-target True: decoder blocks are counted from the first token of each "
+                "row; leave targets right-padded (--left-pad-target False)"
+            )
+        _write_back(cfg, args)
+        return super().build_model(TransformerConfig.from_namespace(args), task)
+
+    @classmethod
+    def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: Any) -> UpdownTransformerEncoder:
+        return UpdownTransformerEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg: Any, tgt_dict: Any, embed_tokens: Any) -> UpdownTransformerDecoder:
+        return UpdownTransformerDecoder(
+            cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention
+        )
+
+    def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
+        """Lets a stock `transformer` checkpoint load: what it lacks keeps its initial value.
+
+        Raises:
+            ValueError: the checkpoint has compression parameters that this model lacks.
+        """
+        super().upgrade_state_dict_named(state_dict, name)
+        own = {key for key in self.state_dict() if _is_own(key)}
+        stored = {key for key in state_dict if _is_own(key)}
+        if stored - own:
+            raise ValueError(
+                "the checkpoint was trained with other --updown flags: this model has no "
+                f"{', '.join(sorted(stored - own)[:3])}; give the flags of its training "
+                "(--updown-pool-layers, --updown-cross-slots, --updown-slots, "
+                "--updown-decoder-slots, --updown-no-gate, --updown-no-reweight)"
+            )
+        if own - stored:
+            missing = sorted(own - stored)
+            logger.warning(
+                "%d compression parameters are not in the checkpoint and keep their initial "
+                "values, %s and others",
+                len(missing),
+                missing[0],
+            )
+            state_dict.update((key, self.state_dict()[key]) for key in missing)
+
+
+def _is_own(parameter: str) -> bool:
+    return any(part in parameter for part in _OWN_PARAMETERS)
+
+
+def _write_back(cfg: Any, args: Namespace) -> None:
+    """Makes the configuration that goes into the checkpoint explicit, so that it stays what it was
+    if a default changes. fairseq may have handed over a copy; then its parent has the original."""
+    if not isinstance(cfg, DictConfig):
+        return
+    parent = cfg._get_parent()
+    original = parent.get("model") if isinstance(parent, DictConfig) else None
+    for node in (cfg, original):
+        if isinstance(node, DictConfig):
+            with open_dict(node):
+                for name in (f.name for f in fields(UpdownTransformerConfig)):
+                    if node.get(name) is None and getattr(args, name, None) is not None:
+                        node[name] = getattr(args, name)
+
+
+register_architectures()

@@ -1,0 +1,181 @@
+"""What the three attention sites share, and the simplest of them: cross-attention."""
+
+from typing import Any, Dict, Iterator, Optional, Tuple
+
+import torch
+from fairseq.modules import MultiheadAttention
+from torch import Tensor, nn
+
+from .compression import BlockCompressor, CountBias, TokenMass
+from .functional import (
+    MASKED_LOGIT,
+    attend,
+    attention_weights,
+    full_precision,
+    keep_in_graph,
+    merge_heads,
+    split_heads,
+)
+
+IncrementalState = Dict[str, Dict[str, Optional[Tensor]]]
+
+
+class UpdownAttention(MultiheadAttention):
+    """Projections, initialisation and checkpoint names of fairseq's attention; batch first.
+
+    Args:
+        embed_dim, num_heads, dropout, q_noise, qn_block_size, kdim: as in fairseq.
+        compressor: the Up operator, or None where nothing is compressed.
+        kwargs: passed on to :class:`fairseq.modules.MultiheadAttention`.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        compressor: Optional[BlockCompressor] = None,
+        **kwargs: Any,
+    ):
+        super().__init__(embed_dim, num_heads, **kwargs)
+        self.compressor = compressor
+        self.count_bias = CountBias(num_heads)
+
+    @property
+    def attention_dropout(self) -> float:
+        """The dropout probability in force: 0 outside training."""
+        active = self.training or self.dropout_module.apply_during_inference
+        return self.dropout_module.p if active else 0.0
+
+    def updown_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that a stock attention does not have."""
+        yield from self.count_bias.parameters()
+        if self.compressor is not None:
+            yield from self.compressor.parameters()
+
+    def key_bias(
+        self, mass: Optional[TokenMass], padding_mask: Optional[Tensor]
+    ) -> Optional[Tensor]:
+        """`(bsz, num_heads or 1, length)`: the keys' count bias, or just their padding, or None."""
+        if mass is not None:
+            return self.count_bias(mass.counts, mass.scores)
+        if padding_mask is not None:
+            dtype = full_precision(self.count_bias.score_slope).dtype
+            zeros = torch.zeros_like(padding_mask, dtype=dtype)
+            return zeros.masked_fill(padding_mask, MASKED_LOGIT).unsqueeze(1)
+        return None
+
+    def project_out(self, heads: Tensor) -> Tensor:
+        """`(bsz, num_heads, length, head_dim)` -> `(bsz, length, embed_dim)`."""
+        return keep_in_graph(self.out_proj(merge_heads(heads)), self.updown_parameters())
+
+
+class CrossAttention(UpdownAttention):
+    """The decoder's attention to the encoder's memory, with the memory's count bias.
+
+    Keys and values are computed once per sentence and shared by the rows of all its beams: with
+    R rows and S sentences, rows [i R/S, (i + 1) R/S) belong to sentence i. Nothing has to be told
+    the beam size; :func:`regroup_rows` keeps that order however rows are moved.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        memory: Tensor,
+        padding_mask: Optional[Tensor],
+        mass: Optional[TokenMass],
+        incremental_state: Optional[IncrementalState] = None,
+        need_weights: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """
+        Args:
+            x: `(rows, tgt_len, embed_dim)`.
+            memory: `(sentences, memory_len, encoder_embed_dim)`.
+            padding_mask: `(sentences, memory_len)` bool, or None if there are no pads.
+            mass: of the memory, None if it was never pooled.
+
+        Returns:
+            `(rows, tgt_len, embed_dim)`, and if asked for the weights
+            `(num_heads, rows, tgt_len, memory_len)`.
+        """
+        key, value, bias = self.keys_and_values(memory, padding_mask, mass, incremental_state, x)
+        rows, tgt_len, _ = x.shape
+        beams = rows // key.size(0)
+        query = (self.q_proj(x) * self.scaling).view(key.size(0), beams * tgt_len, -1)
+        query = split_heads(query, self.num_heads)
+        out = attend(query, key, value, key_bias=bias, dropout=self.attention_dropout)
+        out = self.project_out(out.unflatten(2, (beams, tgt_len)).transpose(1, 2).flatten(0, 1))
+        if not need_weights:
+            return out, None
+        weights = attention_weights(query, key, bias).unflatten(2, (beams, tgt_len))
+        return out, weights.permute(1, 0, 2, 3, 4).flatten(1, 2)
+
+    def keys_and_values(
+        self,
+        memory: Tensor,
+        padding_mask: Optional[Tensor],
+        mass: Optional[TokenMass],
+        incremental_state: Optional[IncrementalState],
+        x: Tensor,
+    ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+        """Keys, values `(sentences, num_heads, memory_len, head_dim)` and their bias, cached."""
+        cached = self.get_incremental_state(incremental_state, "cross_attn")
+        if cached is not None:
+            return cached["prev_key"], cached["prev_value"], cached["prev_bias"]
+        key = split_heads(self.k_proj(memory), self.num_heads)
+        value = split_heads(self.v_proj(memory), self.num_heads)
+        bias = self.key_bias(mass, padding_mask)
+        if incremental_state is not None:
+            sentences = memory.size(0)
+            rows = torch.arange(sentences, device=memory.device)
+            cache = {
+                "prev_key": key,
+                "prev_value": value,
+                "prev_bias": bias,
+                "row_sentence": rows.repeat_interleave(x.size(0) // sentences),
+            }
+            self.set_incremental_state(incremental_state, "cross_attn", cache)
+        return key, value, bias
+
+    def reorder_incremental_state(  # type: ignore[override]
+        self, incremental_state: Optional[IncrementalState], new_order: Tensor
+    ) -> Optional[IncrementalState]:
+        """Moves rows between, and drops, sentences; keys and values move only if they must."""
+        cached = self.get_incremental_state(incremental_state, "cross_attn")
+        if cached is not None:
+            kept, row_sentence = regroup_rows(cached.pop("row_sentence"), new_order)
+            cache = {name: select_rows(tensor, kept) for name, tensor in cached.items()}
+            cache["row_sentence"] = row_sentence
+            self.set_incremental_state(incremental_state, "cross_attn", cache)
+        return incremental_state
+
+
+def regroup_rows(row_sentence: Tensor, new_order: Tensor) -> Tuple[Optional[Tensor], Tensor]:
+    """Follows a reordering of rows, of which equal runs share a sentence.
+
+    Args:
+        row_sentence: `(rows,)` long, the sentence of each row: 0 0 0 1 1 1 ...
+        new_order: `(new_rows,)` long, the old row that becomes each new row.
+
+    Returns:
+        The sentences to keep, `(new_sentences,)` long or None if all stay as they are, and the new
+        `row_sentence`. If the new rows are not equal runs, each row gets a sentence of its own.
+    """
+    moved = row_sentence.index_select(0, new_order)
+    kept, runs = moved.unique_consecutive(return_counts=True)
+    if kept.numel() * int(runs.max()) != moved.numel():
+        kept = moved
+    rows = torch.arange(kept.numel(), device=kept.device)
+    row_sentence_after = rows.repeat_interleave(moved.numel() // max(1, kept.numel()))
+    # Sentences are numbered in order, so the last one kept tells whether any was dropped.
+    unchanged = kept.numel() == int(row_sentence[-1]) + 1 and bool(kept.equal(rows))
+    return None if unchanged else kept, row_sentence_after
+
+
+def select_rows(
+    tensor: Optional[Tensor], order: Optional[Tensor], dim: int = 0
+) -> Optional[Tensor]:
+    """`index_select` that lets None through on either side."""
+    if tensor is None or order is None:
+        return tensor
+    return tensor.index_select(dim, order)

@@ -1,0 +1,259 @@
+"""Up: compressing blocks of tokens into weighted slots that are carried from layer to layer."""
+
+from typing import NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .functional import MASKED_LOGIT, full_precision, length_mask
+from .pooling import POOLINGS, combine, straight_through, sum_by_slot
+
+
+class TokenMass(NamedTuple):
+    """What a token that came out of pooling carries besides its vector.
+
+    Attributes:
+        counts: `(bsz, length)`, how many source tokens it stands for; 0 at pads.
+        scores: `(bsz, length)` in (0, 1), how it was scored; 0 at pads.
+    """
+
+    counts: Tensor
+    scores: Tensor
+
+
+class CompressedBlocks(NamedTuple):
+    """The compressed attention information that one layer hands to the next.
+
+    `block_size` tokens of a block share its `num_slots` slots; a slot means the same tokens in
+    every layer of a stage, only its weights and its state are refreshed.
+
+    Attributes:
+        assignment: `(bsz, num_blocks, block_size)` long, each token's slot; `num_slots` at pads.
+        leader: `(bsz, num_blocks, block_size)` bool, see :class:`~.pooling.Pooling`.
+        log_weights: `(bsz, num_blocks, block_size)`, log of each token's share of its slot.
+        slots: `(bsz, num_blocks, num_slots, embed_dim)`, the slots' states Z.
+        scores: `(bsz, num_blocks, num_slots)` in (0, 1).
+        counts: `(bsz, num_blocks, num_slots)`, tokens that each slot stands for; 0 if empty.
+    """
+
+    assignment: Tensor
+    leader: Tensor
+    log_weights: Tensor
+    slots: Tensor
+    scores: Tensor
+    counts: Tensor
+
+
+class CountBias(nn.Module):
+    """log c (1 + a tanh s): the logit bias of a key that stands for c tokens.
+
+    With a = 0, its start, a slot of c equal tokens weighs what those c tokens would weigh. A plain
+    token has c = 1 and no bias.
+
+    Args:
+        num_heads: one a is learned per head.
+    """
+
+    def __init__(self, num_heads: int):
+        super().__init__()
+        self.score_slope = nn.Parameter(torch.zeros(num_heads))
+
+    def forward(self, counts: Tensor, scores: Tensor) -> Tensor:
+        """counts, scores: `(bsz, length)` -> `(bsz, num_heads, length)`; c = 0 hides the key."""
+        slope = full_precision(self.score_slope).unsqueeze(-1)
+        log_counts = counts.clamp(min=1.0).log().unsqueeze(1)
+        bias = log_counts * (1 + slope * scores.tanh().unsqueeze(1))
+        return bias.masked_fill(counts.eq(0).unsqueeze(1), MASKED_LOGIT)
+
+
+class BlockCompressor(nn.Module):
+    """Compresses each block into `num_slots` slots (Up), anew or from the layer before.
+
+    With x the layer's attention input, r_i = mean over the block's queries and heads of the scaled
+    logit of key i, plus u.x_i:
+
+    - anchor (no state yet): the pooling operator, scored by sigmoid(r), assigns tokens to slots;
+    - later layers keep the assignment and re-weight it, lambda_l = log_softmax over a slot's tokens
+      of (lambda_{l-1} + eta r);
+    - the candidate Z^ = sum exp(lambda_l) x passes the gate Z_l = g Z^ + (1 - g) Z_{l-1},
+      g = sigmoid(w . [Z^; Z_{l-1}] + c) elementwise, g = 1 for a slot of one token.
+
+    Args:
+        embed_dim: size of the tokens and slots.
+        num_slots: slots per block, r.
+        pooling: name of the operator, a key of `POOLINGS`.
+        pooling_base: the tournament's base.
+        gate: False: Z_l = Z^, nothing but the weights is carried.
+        reweight: False: lambda_l = lambda_{l-1}.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        num_slots: int,
+        pooling: str,
+        pooling_base: float,
+        gate: bool,
+        reweight: bool,
+    ):
+        super().__init__()
+        self.num_slots = num_slots
+        self.pooling = POOLINGS[pooling]
+        self.pooling_base = pooling_base
+        self.hard = pooling == "topk"
+        self.scorer = nn.Parameter(torch.zeros(embed_dim))
+        self.reweight = nn.Parameter(torch.zeros(1)) if reweight else None
+        # Open at the start: g = sigmoid(2) = 0.88 of the fresh candidate.
+        self.gate_weight = nn.Parameter(torch.zeros(2, embed_dim)) if gate else None
+        self.gate_bias = nn.Parameter(torch.full((embed_dim,), 2.0)) if gate else None
+
+    def forward(
+        self,
+        x: Tensor,
+        query_mean: Tensor,
+        key: Tensor,
+        lengths: Tensor,
+        counts: Optional[Tensor],
+        state: Optional[CompressedBlocks],
+    ) -> CompressedBlocks:
+        """
+        Args:
+            x: `(bsz, num_blocks, block_size, embed_dim)`.
+            query_mean: `(bsz, num_blocks, attn_dim)`, mean of the block's scaled queries over
+                num_heads, heads side by side: its product with a key is that key's mean logit.
+            key: `(bsz, num_blocks, block_size, attn_dim)`, heads side by side.
+            lengths: `(bsz, num_blocks)` long, real tokens of each block; they stand first.
+            counts: `(bsz, num_blocks, block_size)`, tokens that each token stands for; None: 1.
+            state: the layer before's, or None in an anchor layer.
+        """
+        logits = self.score(x, query_mean, key)
+        pooled = self.assign(logits, lengths, counts) if state is None else state
+        slot_range = torch.arange(self.num_slots, device=x.device).unsqueeze(-1)
+        member = pooled.assignment.unsqueeze(-2) == slot_range
+        log_weights = pooled.log_weights
+        if state is not None and self.reweight is not None:
+            updated = log_weights + full_precision(self.reweight) * logits
+            updated = updated.unsqueeze(-2).masked_fill(~member, MASKED_LOGIT)
+            log_weights = (updated.log_softmax(dim=-1) * member).sum(dim=-2)
+        weights = straight_through(log_weights, pooled.leader) if self.hard else log_weights.exp()
+        slots = (member * weights.unsqueeze(-2)).to(x.dtype) @ x
+        if state is not None and self.gate_weight is not None:
+            slots = self.carry(slots, state.slots, member)
+        return pooled._replace(log_weights=log_weights, slots=slots)
+
+    def score(self, x: Tensor, query_mean: Tensor, key: Tensor) -> Tensor:
+        """r of :class:`BlockCompressor`, `(bsz, num_blocks, block_size)`, at least float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            attention = full_precision(key) @ full_precision(query_mean).unsqueeze(-1)
+            return attention.squeeze(-1) + full_precision(x) @ full_precision(self.scorer)
+
+    def assign(self, logits: Tensor, lengths: Tensor, counts: Optional[Tensor]) -> CompressedBlocks:
+        """The anchor's part: which token goes to which slot (the slots' states are not yet set)."""
+        blocks, block_size = logits.shape[:2], logits.size(2)
+        row_lengths = lengths.flatten()
+        pooled = self.pooling(
+            logits.sigmoid().flatten(0, 1),
+            row_lengths,
+            torch.full_like(row_lengths, self.num_slots),
+            self.num_slots,
+            self.pooling_base,
+        )
+        if counts is None:
+            row_counts = (~length_mask(row_lengths, block_size)).to(logits.dtype)
+        else:
+            row_counts = counts.flatten(0, 1)
+        slot_counts = sum_by_slot(row_counts, pooled.assignment, self.num_slots)
+        return CompressedBlocks(
+            assignment=pooled.assignment.unflatten(0, blocks),
+            leader=pooled.leader.unflatten(0, blocks),
+            log_weights=pooled.log_weights.unflatten(0, blocks),
+            slots=logits.new_empty(0),
+            scores=pooled.scores.unflatten(0, blocks),
+            counts=slot_counts.unflatten(0, blocks),
+        )
+
+    def carry(self, candidate: Tensor, previous: Tensor, member: Tensor) -> Tensor:
+        """The gate. member: `(bsz, num_blocks, num_slots, block_size)` bool."""
+        assert self.gate_weight is not None
+        assert self.gate_bias is not None
+        fresh, carried = self.gate_weight
+        gate = torch.sigmoid(fresh * candidate + carried * previous + self.gate_bias)
+        single = member.sum(dim=-1, keepdim=True) <= 1
+        gate = gate.to(candidate.dtype).masked_fill(single, 1.0)
+        return gate * candidate + (1 - gate) * previous
+
+
+class PooledSequence(NamedTuple):
+    """A sequence after :class:`SequencePooling`.
+
+    Attributes:
+        x: `(bsz, new_length, embed_dim)`.
+        lengths: `(bsz,)` long.
+        mass: counts and scores of the new tokens.
+        assignment: `(bsz, length)` long, the new token that each old one went to; at pads any.
+        weights: `(bsz, length)`, each old token's share of its new token.
+    """
+
+    x: Tensor
+    lengths: Tensor
+    mass: TokenMass
+    assignment: Tensor
+    weights: Tensor
+
+
+class SequencePooling(nn.Module):
+    """One tournament over the whole sequence, with a linear scorer of its own.
+
+    N -> min(N, max(`min_length`, ceil(N / `rate`))) tokens, per sample and in reading order: a rich
+    passage keeps many, boilerplate few.
+
+    Args:
+        embed_dim: size of the tokens.
+        rate: length divisor, >= 1; infinity pools to `min_length`.
+        min_length: never pool below this.
+        pooling, pooling_base: see :class:`BlockCompressor`.
+    """
+
+    def __init__(
+        self, embed_dim: int, *, rate: float, min_length: int, pooling: str, pooling_base: float
+    ):
+        super().__init__()
+        self.rate = rate
+        self.min_length = min_length
+        self.pooling = POOLINGS[pooling]
+        self.pooling_base = pooling_base
+        self.hard = pooling == "topk"
+        self.scorer = nn.Linear(embed_dim, 1)
+
+    def applies(self, length: int) -> bool:
+        """Whether a sequence of `length` tokens gets any shorter."""
+        return length > self.min_length and self.rate > 1
+
+    def forward(self, x: Tensor, lengths: Tensor, mass: Optional[TokenMass]) -> PooledSequence:
+        """
+        Args:
+            x: `(bsz, length, embed_dim)`, real tokens first.
+            lengths: `(bsz,)` long.
+            mass: counts and scores if `x` was pooled before, None if each token stands for itself.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            normed = F.layer_norm(full_precision(x), x.shape[-1:])
+            weight, bias = full_precision(self.scorer.weight), full_precision(self.scorer.bias)
+            scores = F.linear(normed, weight, bias).squeeze(-1).sigmoid()
+        targets = (lengths / self.rate).ceil().long().clamp(min=self.min_length)
+        num_slots = int(torch.minimum(lengths, targets).max())
+        pooled = self.pooling(scores, lengths, targets, num_slots, self.pooling_base)
+        weights = pooled.log_weights.exp()
+        if self.hard:
+            weights = straight_through(pooled.log_weights, pooled.leader)
+        counts = mass.counts if mass is not None else (~length_mask(lengths, x.size(1))).to(scores)
+        new_mass = TokenMass(sum_by_slot(counts, pooled.assignment, num_slots), pooled.scores)
+        return PooledSequence(
+            combine(x, pooled.assignment, weights, num_slots),
+            torch.minimum(lengths, targets),
+            new_mass,
+            pooled.assignment,
+            weights,
+        )

@@ -1,0 +1,144 @@
+"""Pure tensor functions: alignment, blocks, and softmax attention with a bias per key.
+
+Shape letters: B = bsz, N = sequence length, b = block size, H = num_heads, d = embed_dim,
+L / S = query / key length.
+"""
+
+from typing import Any, Iterable, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The logit of a key that must not be seen. Finite, so that a query with nothing to see gets a
+# finite answer; exp(-1e4) is exactly 0 in every dtype, and fp16 can hold it.
+MASKED_LOGIT = -1e4
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Returns `x` in float32 if it is fp16 or bf16, else unchanged: scores and sorts need it."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def left_align_order(padding_mask: Tensor) -> Tensor:
+    """The permutation that brings each row's real tokens to its front, in order.
+
+    Args:
+        padding_mask: `(B, N)` bool, True at pads.
+
+    Returns:
+        `(B, N)` long: `order[i, j]` is the column that belongs at position `j` of row `i`.
+    """
+    return padding_mask.to(torch.uint8).argsort(dim=1, stable=True)
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """The padding mask of right-padded rows: `(*, size)` bool, True from each length on."""
+    return torch.arange(size, device=lengths.device) >= lengths.unsqueeze(-1)
+
+
+def pad_to_multiple(x: Tensor, multiple: int, dim: int, value: float = 0.0) -> Tensor:
+    """Pads dimension `dim` of `x` at its end to the next multiple of `multiple`."""
+    missing = -x.size(dim) % multiple
+    if missing == 0:
+        return x
+    return F.pad(x, [0, 0] * (x.dim() - 1 - dim % x.dim()) + [0, missing], value=value)
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """`(*, L, d)` -> `(*, H, L, d / H)`."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(-2, -3)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """`(*, H, L, head_dim)` -> `(*, L, d)`."""
+    return x.transpose(-2, -3).flatten(-2)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    key_bias: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    is_causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(Q K^T + key_bias) V through `scaled_dot_product_attention`.
+
+    A bias that is being learned rides in extra channels of the keys (against ones in the
+    queries), because the fused kernels give no gradient to an additive mask. It is split into a
+    leading and a remaining part, so that bf16 and fp16 keep twice their digits of it.
+
+    Args:
+        query: `(*, H, L, head_dim)`, scaled already. key, value: `(*, H, S, head_dim)`.
+        key_bias: `(*, H or 1, S)`, added to each query's logits; `MASKED_LOGIT` hides a key.
+        mask: bool, broadcastable to `(*, H, L, S)`, True where a query sees a key.
+        is_causal: query i sees keys <= i; excludes `mask`.
+        dropout: probability with which an attention weight is dropped.
+
+    Returns:
+        `(*, H, L, head_dim)`.
+    """
+    head_dim = query.size(-1)
+    if key_bias is not None and key_bias.requires_grad:
+        extra = 8 - head_dim % 8 if head_dim % 8 <= 6 else 16 - head_dim % 8
+        leading = key_bias.to(key.dtype)
+        remaining = (key_bias - leading).to(key.dtype)
+        channels = torch.stack([leading, remaining], dim=-1)
+        channels = channels.expand(*key.shape[:-1], 2)
+        key = torch.cat([key, F.pad(channels, (0, extra - 2))], dim=-1)
+        query = torch.cat([query, _bias_selector(query, extra)], dim=-1)
+        value = F.pad(value, (0, extra))
+    elif key_bias is not None:
+        additive = key_bias.unsqueeze(-2)
+        if mask is not None:
+            additive = additive.masked_fill(~mask, MASKED_LOGIT)
+        mask = additive.to(query.dtype)
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, dropout_p=dropout, scale=1.0
+    )
+    return out[..., :head_dim]
+
+
+def _bias_selector(query: Tensor, extra: int) -> Tensor:
+    """Ones against the two bias channels of the keys, zeros against the filling."""
+    ones = query.new_ones((*query.shape[:-1], 2))
+    return F.pad(ones, (0, extra - 2))
+
+
+def attention_weights(
+    query: Tensor, key: Tensor, key_bias: Optional[Tensor] = None, mask: Optional[Tensor] = None
+) -> Tensor:
+    """The weights that :func:`attend` gives the keys, `(*, H, L, S)`, computed openly."""
+    logits = full_precision(query @ key.transpose(-1, -2))
+    if key_bias is not None:
+        logits = logits + key_bias.unsqueeze(-2)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, MASKED_LOGIT)
+    return logits.softmax(dim=-1)
+
+
+class _KeepInGraph(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.shapes = [(p.shape, p.dtype, p.device) for p in parameters]
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        zeros = (torch.zeros(s, dtype=t, device=d) for s, t, d in ctx.shapes)
+        return (grad_outputs[0], *zeros)
+
+
+def keep_in_graph(x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """Returns `x`; in the backward pass each of `parameters` gets at least a zero gradient.
+
+    A mechanism that a batch did not need (all sentences shorter than a block) has no gradient of
+    its own; DistributedDataParallel waits for one unless told to search.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    if not trained or not torch.is_grad_enabled() or not x.requires_grad:
+        return x
+    return _KeepInGraph.apply(x, *trained)

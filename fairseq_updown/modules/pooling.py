@@ -1,0 +1,202 @@
+"""Pooling operators: which slot each token goes to, and with what weight.
+
+Every operator maps the N real tokens of a row to min(N, target) slots and partitions the tokens:
+each belongs to exactly one slot, of which it is a share. An operator therefore only returns the
+slot and the log-weight of each token; :func:`combine` builds the slots.
+
+To add an operator, write a function with the signature of :func:`tournament` and name it in
+`POOLINGS`.
+"""
+
+import math
+from typing import Callable, NamedTuple, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .functional import length_mask
+
+
+class Pooling(NamedTuple):
+    """How the tokens of each row share the row's slots.
+
+    Attributes:
+        assignment: `(rows, length)` long, the slot of each token; `num_slots` at pads. Slots stand
+            in reading order.
+        log_weights: `(rows, length)`, log of each token's share of its slot; 0 at pads.
+        leader: `(rows, length)` bool, the one token of a slot that gives it its place in reading
+            order (and, under `topk`, its whole content).
+        scores: `(rows, num_slots)` in (0, 1); 0 for empty slots.
+    """
+
+    assignment: Tensor
+    log_weights: Tensor
+    leader: Tensor
+    scores: Tensor
+
+
+PoolingFunction = Callable[[Tensor, Tensor, Tensor, int, float], Pooling]
+
+
+def tournament(
+    scores: Tensor, lengths: Tensor, targets: Tensor, num_slots: int, base: float
+) -> Pooling:
+    """Trainable top-k by successive halving (DeepPyramidion, arXiv 2009.05169, section 4).
+
+    While a row has n > target items: T = max(target, ceil(n / 2)); sorted by score, the best
+    2T - n items pass, the rest pair best with worst; a pair (a, b) becomes one item
+    omega a + (1 - omega) b with omega = sigmoid(base^s_a - base^s_b). Ties break by position.
+
+    Args:
+        scores: `(rows, length)` in (0, 1), float32 or float64; pads are ignored.
+        lengths: `(rows,)` long, real tokens of each row, which stand first.
+        targets: `(rows,)` long >= 1, slots wanted for each row.
+        num_slots: width of the result, >= every min(length, target).
+        base: see above; the larger, the closer to winner takes all.
+    """
+    return _knock_out(scores, lengths, targets, num_slots, base, winner_takes_all=False)
+
+
+def topk(scores: Tensor, lengths: Tensor, targets: Tensor, num_slots: int, base: float) -> Pooling:
+    """The tournament with winner takes all: each slot is one of the top `target` tokens.
+
+    The log-weights stay those of the soft tournament: they carry the straight-through gradient.
+    """
+    return _knock_out(scores, lengths, targets, num_slots, base, winner_takes_all=True)
+
+
+def mean(scores: Tensor, lengths: Tensor, targets: Tensor, num_slots: int, base: float) -> Pooling:
+    """Contiguous groups of near-equal size with equal weights; `scores` only ride along."""
+    del base
+    position = torch.arange(scores.size(1), device=scores.device)
+    valid = ~length_mask(lengths, scores.size(1))
+    used = torch.minimum(lengths, targets).clamp(min=1).unsqueeze(1)
+    group = position * used // lengths.clamp(min=1).unsqueeze(1)
+    assignment = group.masked_fill(~valid, num_slots)
+    first = F.pad(assignment[:, 1:] != assignment[:, :-1], (1, 0), value=True)
+    sizes = sum_by_slot(valid.to(scores.dtype), assignment, num_slots)
+    sums = sum_by_slot(scores.masked_fill(~valid, 0.0), assignment, num_slots)
+    log_weights = -F.pad(sizes, (0, 1), value=1.0).clamp(min=1.0).log().gather(1, assignment)
+    return Pooling(assignment, log_weights, first & valid, sums / sizes.clamp(min=1.0))
+
+
+POOLINGS: "dict[str, PoolingFunction]" = {"tournament": tournament, "topk": topk, "mean": mean}
+
+
+def sum_by_slot(values: Tensor, assignment: Tensor, num_slots: int) -> Tensor:
+    """Sums `values` `(rows, length)` over the tokens of each slot: `(rows, num_slots)`."""
+    sums = values.new_zeros(values.size(0), num_slots + 1)
+    return sums.scatter_add(1, assignment, values)[:, :num_slots]
+
+
+def straight_through(log_weights: Tensor, leader: Tensor) -> Tensor:
+    """Forward the leader takes all; backward the gradient of the soft weights."""
+    weights = log_weights.exp()
+    return leader.to(weights.dtype) + (weights - weights.detach())
+
+
+def combine(x: Tensor, assignment: Tensor, weights: Tensor, num_slots: int) -> Tensor:
+    """Slots as weighted sums of their tokens; linear in the length, whatever `num_slots` is.
+
+    Args:
+        x: `(rows, length, d)`. assignment, weights: `(rows, length)`.
+
+    Returns:
+        `(rows, num_slots, d)`, zeros for empty slots.
+    """
+    rows, _, embed_dim = x.shape
+    offset = torch.arange(rows, device=x.device).unsqueeze(1) * (num_slots + 1)
+    weighted = x * weights.to(x.dtype).unsqueeze(-1)
+    slots = x.new_zeros(rows * (num_slots + 1), embed_dim)
+    slots = slots.index_add(0, (assignment + offset).flatten(), weighted.flatten(0, 1))
+    return slots.view(rows, num_slots + 1, embed_dim)[:, :num_slots]
+
+
+def _knock_out(
+    scores: Tensor,
+    lengths: Tensor,
+    targets: Tensor,
+    num_slots: int,
+    base: float,
+    winner_takes_all: bool,
+) -> Pooling:
+    rows, width = scores.shape
+    position = torch.arange(width, device=scores.device).expand(rows, width)
+    valid = ~length_mask(lengths, width)
+    # Items are the survivors in reading order; `item` says which one a token has become part of.
+    item, log_weights = position, torch.zeros_like(scores)
+    item_scores, item_leader = scores, position
+    remaining, size = lengths, width
+    for _ in range(_num_rounds(lengths, targets)):
+        survivors = torch.minimum(remaining, torch.maximum(targets, (remaining + 1) // 2))
+        size = min(size, max(num_slots, (size + 1) // 2))
+        new_item, log_share, item_scores, item_leader = _one_round(
+            item_scores, item_leader, remaining, survivors, size, base, winner_takes_all
+        )
+        log_weights = log_weights + log_share.gather(1, item)
+        item, remaining = new_item.gather(1, item), survivors
+    item_scores = F.pad(item_scores, (0, max(0, num_slots - size)))[:, :num_slots]
+    leader = torch.zeros_like(valid)
+    item_leader = item_leader[:, :num_slots]
+    is_item = ~length_mask(remaining, item_leader.size(1))
+    leader = leader.scatter(1, item_leader, is_item)
+    return Pooling(
+        item.masked_fill(~valid, num_slots),
+        log_weights.masked_fill(~valid, 0.0),
+        leader,
+        item_scores.masked_fill(length_mask(remaining, num_slots), 0.0),
+    )
+
+
+def _num_rounds(lengths: Tensor, targets: Tensor) -> int:
+    """Rounds until every row has at most `target` items: k rounds leave ceil(n / 2^k)."""
+    ratio = float((lengths / targets).max())
+    return math.ceil(math.log2(ratio)) if ratio > 1 else 0
+
+
+def _one_round(
+    scores: Tensor,
+    leader: Tensor,
+    remaining: Tensor,
+    survivors: Tensor,
+    size: int,
+    base: float,
+    winner_takes_all: bool,
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One round of a knock-out. Items come and go in reading order.
+
+    Returns:
+        For each old item its new index and the log of its share of it, `(rows, old size)`; for
+        each new item its score and its leading token, `(rows, size)`.
+    """
+    n, t = remaining.unsqueeze(1), survivors.unsqueeze(1)
+    is_item = ~length_mask(remaining, scores.size(1))
+    order = scores.detach().masked_fill(~is_item, -1.0)
+    order = order.argsort(dim=1, descending=True, stable=True)
+    ranked = scores.gather(1, order)
+    rank = torch.arange(scores.size(1), device=scores.device).expand_as(order)
+    unpaired = 2 * t - n
+    paired = (rank >= unpaired) & (rank < n)
+    partner = torch.where(paired, unpaired + n - 1 - rank, rank)
+    strength = base**ranked
+    margin = strength - strength.gather(1, partner)
+    log_share = F.logsigmoid(margin).masked_fill(~paired, 0.0)
+    if winner_takes_all:
+        merged = ranked
+    else:
+        shared = ranked * log_share.exp()
+        merged = torch.where(paired, shared + shared.gather(1, partner), ranked)
+    # The better of each pair stands at rank < t and leads; then back to reading order.
+    ranked_leader = leader.gather(1, order)
+    behind_all = torch.iinfo(leader.dtype).max
+    reading_order = ranked_leader.masked_fill(rank >= t, behind_all).argsort(dim=1)
+    index_of_rank = torch.empty_like(order).scatter_(1, reading_order, rank)
+    new_index = index_of_rank.gather(1, torch.minimum(rank, partner)).clamp(max=size - 1)
+    kept = reading_order[:, :size]
+    return (
+        torch.empty_like(order).scatter_(1, order, new_index),
+        torch.zeros_like(log_share).scatter(1, order, log_share),
+        merged.gather(1, kept),
+        ranked_leader.gather(1, kept),
+    )

@@ -1,0 +1,30 @@
+"""Installs the plugin; exact versions are in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="fairseq_updown",
+    version="0.1.0",
+    description="Up-down compressed attention for fairseq: long sources, fast decoding",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["fairseq_updown", "fairseq_updown.*"]),
+    package_data={"fairseq_updown": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",
+        "fairseq-fixed>=0.12.3; python_version>='3.11'",
+        "fairseq>=0.12.2; python_version<'3.11'",
+        "hydra-core",
+        "sacrebleu",
+        "sentencepiece",
+        "rouge-score",
+        "tqdm",
+    ],
+    extras_require={
+        "dev": ["hypothesis", "mypy", "pytest", "pytest-timeout", "ruff"],
+    },
+)

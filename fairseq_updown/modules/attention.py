@@ -103,12 +103,15 @@ class CrossAttention(UpdownAttention):
         beams = rows // key.size(0)
         query = (self.q_proj(x) * self.scaling).view(key.size(0), beams * tgt_len, -1)
         query = split_heads(query, self.num_heads)
-        out = attend(query, key, value, key_bias=bias, dropout=self.attention_dropout)
-        out = self.project_out(out.unflatten(2, (beams, tgt_len)).transpose(1, 2).flatten(0, 1))
-        if not need_weights:
-            return out, None
-        weights = attention_weights(query, key, bias).unflatten(2, (beams, tgt_len))
-        return out, weights.permute(1, 0, 2, 3, 4).flatten(1, 2)
+        weights = None
+        if need_weights:
+            weights = attention_weights(query, key, bias)
+            out = self.dropout_module(weights).to(value.dtype) @ value
+            weights = weights.unflatten(2, (beams, tgt_len)).permute(1, 0, 2, 3, 4).flatten(1, 2)
+        else:
+            out = attend(query, key, value, key_bias=bias, dropout=self.attention_dropout)
+        out = out.unflatten(2, (beams, tgt_len)).transpose(1, 2).flatten(0, 1)
+        return self.project_out(out), weights
 
     def keys_and_values(
         self,

@@ -248,8 +248,13 @@ class SequencePooling(nn.Module):
         weights = pooled.log_weights.exp()
         if self.hard:
             weights = straight_through(pooled.log_weights, pooled.leader)
-        counts = mass.counts if mass is not None else (~length_mask(lengths, x.size(1))).to(scores)
-        new_mass = TokenMass(sum_by_slot(counts, pooled.assignment, num_slots), pooled.scores)
+        counts, new_scores = (~length_mask(lengths, x.size(1))).to(scores), pooled.scores
+        if mass is not None:
+            # A row that was short enough is left alone, its scores too.
+            untouched = (lengths <= targets).unsqueeze(1)
+            new_scores = torch.where(untouched, mass.scores[:, :num_slots], new_scores)
+            counts = mass.counts
+        new_mass = TokenMass(sum_by_slot(counts, pooled.assignment, num_slots), new_scores)
         return PooledSequence(
             combine(x, pooled.assignment, weights, num_slots),
             torch.minimum(lengths, targets),

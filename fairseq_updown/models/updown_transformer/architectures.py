@@ -15,7 +15,7 @@ from fairseq.models.transformer import (
     transformer_wmt_en_de_big,
 )
 
-from .config import UPDOWN_OPTIONS
+from .config import DEFAULTS
 
 MODEL_NAME = "updown_transformer"
 
@@ -59,7 +59,7 @@ def apply_architecture(name: str, args: Any) -> None:
     for option, value in preset.items():
         setattr(args, option, getattr(args, option, value))
     stock(args)
-    for option, (_, default, _) in UPDOWN_OPTIONS.items():
+    for option, default in DEFAULTS.items():
         setattr(args, option, getattr(args, option, default))
 
 

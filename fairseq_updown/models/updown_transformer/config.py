@@ -43,28 +43,42 @@ UPDOWN_OPTIONS: Dict[str, Tuple[Any, Any, str]] = {
 }
 
 
-def _flat_fields(config: Any, prefix: str = "") -> Iterator[Tuple[str, Any, Any]]:
-    """The fields of a nested fairseq dataclass under their flat names, all optional."""
+def _stock_options(config: Any, prefix: str = "") -> Iterator[Tuple[str, Any, Any, Dict[str, str]]]:
+    """(flat name, type, default, metadata) of each field of a nested fairseq dataclass."""
     for f in fields(config):
-        if f.name.startswith("_") or (prefix and f.name == "xformers_att_config"):
+        if f.name.startswith("_") or f.name == "xformers_att_config":
             continue
         if is_dataclass(f.type):
-            yield from _flat_fields(f.type, f"{prefix}{f.name}_")
-            continue
-        # fairseq declares a list here but splits a string
-        value_type = str if f.name == "layers_to_keep" else f.type
-        yield prefix + f.name, Optional[value_type], field(default=None, metadata=dict(f.metadata))
+            yield from _stock_options(f.type, f"{prefix}{f.name}_")
+        else:
+            # fairseq declares a list here but splits a string
+            value_type = str if f.name == "layers_to_keep" else f.type
+            yield prefix + f.name, value_type, f.default, dict(f.metadata)
 
 
-def _own_fields() -> Iterator[Tuple[str, Any, Any]]:
-    for name, (value_type, default, text) in UPDOWN_OPTIONS.items():
-        metadata = {"help": f"{text} (default: {default!r})"}
-        yield name, Optional[value_type], field(default=None, metadata=metadata)
+_OPTIONS = [
+    *_stock_options(TransformerConfig),
+    *(
+        (name, value_type, default, {"help": f"{text} (default: {default!r})"})
+        for name, (value_type, default, text) in UPDOWN_OPTIONS.items()
+    ),
+]
 
+# Set last, where neither the user nor an architecture did. The decoder's dimensions follow from
+# others, and the task has a say in the positions.
+DEFAULTS: Dict[str, Any] = {
+    name: default
+    for name, _, default, _ in _OPTIONS
+    if name not in ("decoder_input_dim", "decoder_output_dim")
+    and name not in ("max_source_positions", "max_target_positions")
+}
 
 UpdownTransformerConfig = make_dataclass(
     "UpdownTransformerConfig",
-    [*_flat_fields(TransformerConfig), *_own_fields()],
+    [
+        (name, Optional[value_type], field(default=None, metadata=metadata))
+        for name, value_type, _, metadata in _OPTIONS
+    ],
     bases=(FairseqDataclass,),
     namespace={"__doc__": __doc__, "__module__": __name__},
 )

@@ -1,0 +1,246 @@
+"""Slow, obvious oracles: one sample, Python loops over tokens, no blocks of tensors."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Item:
+    """What is left of some tokens: their weights (sum 1), a score, and who leads."""
+
+    weights: Dict[int, Tensor]
+    score: Tensor
+    leader: int
+
+
+def tournament(scores: Tensor, target: int, base: float, hard: bool = False) -> List[Item]:
+    """Design, "The tournament", literally; slots in reading order of their leaders."""
+    one = scores.new_ones(())
+    items = [Item({i: one}, s, i) for i, s in enumerate(scores)]
+    while len(items) > target:
+        size = max(target, math.ceil(len(items) / 2))
+        items.sort(key=lambda item: (-float(item.score), item.leader))
+        unpaired = 2 * size - len(items)
+        winners, rest = items[:unpaired], items[unpaired:]
+        for k in range(len(rest) // 2):
+            a, b = rest[k], rest[-1 - k]
+            omega = torch.sigmoid(base**a.score - base**b.score)
+            weights = {i: omega * w for i, w in a.weights.items()}
+            weights.update({i: (1 - omega) * w for i, w in b.weights.items()})
+            score = a.score if hard else omega * a.score + (1 - omega) * b.score
+            winners.append(Item(weights, score, a.leader))
+        items = sorted(winners, key=lambda item: item.leader)
+    return items
+
+
+def mean_groups(scores: Tensor, target: int) -> List[Item]:
+    n = len(scores)
+    groups: Dict[int, List[int]] = {}
+    for i in range(n):
+        groups.setdefault(i * min(n, target) // n, []).append(i)
+    return [
+        Item({i: scores.new_tensor(1 / len(g)) for i in g}, scores[g].mean(), g[0])
+        for g in groups.values()
+    ]
+
+
+def pool(name: str, scores: Tensor, target: int, base: float) -> List[Item]:
+    if name == "mean":
+        return mean_groups(scores, target)
+    return tournament(scores, target, base, hard=name == "topk")
+
+
+@dataclass
+class Slot:
+    """One compressed slot of a block: token position -> log-weight, state, score, count."""
+
+    log_weights: Dict[int, Tensor]
+    state: Tensor
+    score: Tensor
+    count: Tensor
+    leader: int
+
+
+def key_bias(attention: Any, count: Tensor, score: Tensor) -> Tensor:
+    """log c (1 + a tanh s), one per head."""
+    return count.log() * (1 + attention.count_bias.score_slope * score.tanh())
+
+
+def heads(attention: Any, projection: Any, x: Tensor) -> Tensor:
+    return projection(x).view(attention.num_heads, -1)
+
+
+def compress(
+    attention: Any,
+    name: str,
+    x: Tensor,
+    block: Sequence[int],
+    counts: Tensor,
+    previous: Optional[List[Slot]],
+) -> List[Slot]:
+    """Up for one block; `previous` are the same block's slots in the layer before."""
+    up = attention.compressor
+    logits = {}
+    for i in block:
+        terms = [
+            heads(attention, attention.q_proj, x[q]) * heads(attention, attention.k_proj, x[i])
+            for q in block
+        ]
+        mean_logit = torch.stack([t.sum(-1).mean() * attention.scaling for t in terms]).mean()
+        logits[i] = mean_logit + up.scorer @ x[i]
+    if previous is None:
+        scores = torch.stack([logits[i] for i in block]).sigmoid()
+        slots = []
+        for item in pool(name, scores, up.num_slots, up.pooling_base):
+            members = {block[k]: w.log() for k, w in item.weights.items()}
+            count = torch.stack([counts[i] for i in members]).sum()
+            slots.append(Slot(members, x[0], item.score, count, block[item.leader]))
+    else:
+        slots = []
+        for old in previous:
+            members = dict(old.log_weights)
+            if up.reweight is not None:
+                raw = {i: w + up.reweight[0] * logits[i] for i, w in members.items()}
+                total = torch.stack(list(raw.values())).logsumexp(0)
+                members = {i: w - total for i, w in raw.items()}
+            slots.append(Slot(members, old.state, old.score, old.count, old.leader))
+    for k, slot in enumerate(slots):
+        if name == "topk":
+            candidate = x[slot.leader]
+        else:
+            candidate = sum(w.exp() * x[i] for i, w in slot.log_weights.items())
+        if previous is not None and up.gate_weight is not None and len(slot.log_weights) > 1:
+            carried = previous[k].state
+            gate = up.gate_weight[0] * candidate + up.gate_weight[1] * carried + up.gate_bias
+            gate = gate.sigmoid()
+            candidate = gate * candidate + (1 - gate) * carried
+        slot.state = candidate
+    return slots
+
+
+def softmax_attention(
+    attention: Any, query: Tensor, keys: List[Tuple[Tensor, Tensor]]
+) -> Tensor:
+    """One query vector over (vector, bias per head) keys; the output projection included."""
+    q = heads(attention, attention.q_proj, query) * attention.scaling
+    logits = torch.stack(
+        [(q * heads(attention, attention.k_proj, v)).sum(-1) + bias for v, bias in keys]
+    )
+    weights = logits.softmax(dim=0)
+    values = torch.stack([heads(attention, attention.v_proj, v) for v, _ in keys])
+    return attention.out_proj((weights.unsqueeze(-1) * values).sum(0).flatten())
+
+
+def encoder_self_attention(
+    attention: Any,
+    name: str,
+    x: Tensor,
+    counts: Tensor,
+    scores: Tensor,
+    previous: Optional[List[List[Slot]]],
+) -> Tuple[Tensor, List[List[Slot]]]:
+    """Own block raw, all other blocks through their slots. x: `(length, embed_dim)`."""
+    size = attention.block_size
+    blocks = [list(range(s, min(s + size, len(x)))) for s in range(0, len(x), size)]
+    slots: List[List[Slot]] = [[] for _ in blocks]
+    if attention.compressor is not None and len(blocks) > 1:
+        slots = [
+            compress(attention, name, x, block, counts, previous[j] if previous else None)
+            for j, block in enumerate(blocks)
+        ]
+    raw = [(x[i], key_bias(attention, counts[i], scores[i])) for i in range(len(x))]
+    out = []
+    for j, block in enumerate(blocks):
+        keys = [raw[i] for i in block]
+        for other, of_block in enumerate(slots):
+            if other != j:
+                keys += [(s.state, key_bias(attention, s.count, s.score)) for s in of_block]
+        out += [softmax_attention(attention, x[i], keys) for i in block]
+    return torch.stack(out), slots
+
+
+def decoder_self_attention(
+    attention: Any, name: str, x: Tensor, previous: Optional[List[List[Slot]]]
+) -> Tuple[Tensor, List[List[Slot]]]:
+    """Previous block raw, own block causal, earlier complete blocks through their slots."""
+    size, ones = attention.block_size, x.new_ones(len(x))
+    complete = len(x) // size
+    slots: List[List[Slot]] = [[] for _ in range(complete)]
+    if attention.compressor is not None:
+        slots = [
+            compress(
+                attention,
+                name,
+                x,
+                list(range(j * size, (j + 1) * size)),
+                ones,
+                previous[j] if previous else None,
+            )
+            for j in range(complete)
+        ]
+    out, zero = [], x.new_zeros(attention.num_heads)
+    for t in range(len(x)):
+        block = t // size
+        keys = [(x[i], zero) for i in range(max(0, (block - 1) * size), t + 1)]
+        for of_block in slots[: max(0, block - 1)]:
+            keys += [(s.state, key_bias(attention, s.count, s.score)) for s in of_block]
+        out.append(softmax_attention(attention, x[t], keys))
+    return torch.stack(out), slots
+
+
+def pool_sequence(
+    pooling: Any, name: str, x: Tensor, counts: Tensor
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """The pyramid's global tournament: new tokens, counts and scores."""
+    normed = torch.nn.functional.layer_norm(x, x.shape[-1:])
+    scores = pooling.scorer(normed).squeeze(-1).sigmoid()
+    target = max(pooling.min_length, math.ceil(len(x) / pooling.rate))
+    items = pool(name, scores, target, pooling.pooling_base)
+    tokens = []
+    for item in items:
+        if name == "topk":
+            tokens.append(x[item.leader])
+        else:
+            tokens.append(sum(w * x[i] for i, w in item.weights.items()))
+    new_counts = [torch.stack([counts[i] for i in item.weights]).sum() for item in items]
+    return torch.stack(tokens), torch.stack(new_counts), torch.stack([i.score for i in items])
+
+
+def _feed_forward(layer: Any, x: Tensor) -> Tensor:
+    return layer.final_layer_norm(x + layer.fc2(layer.activation_fn(layer.fc1(x))))
+
+
+def encode(model: Any, tokens: Tensor, name: str) -> Tuple[Tensor, Tensor, Tensor]:
+    """The whole (post-norm) encoder for one unpadded source `(length,)`."""
+    encoder = model.encoder
+    x = encoder.forward_embedding(tokens.unsqueeze(0))[0][0]
+    counts, scores, slots = x.new_ones(len(x)), x.new_zeros(len(x)), None
+    for index, layer in enumerate(encoder.layers):
+        attended, slots = encoder_self_attention(layer.self_attn, name, x, counts, scores, slots)
+        x = _feed_forward(layer, layer.self_attn_layer_norm(x + attended))
+        pools = [encoder.pools[key] for key in encoder.pools if key == str(index + 1)]
+        for pooling in pools:
+            slots = None
+            if len(x) > pooling.min_length:
+                x, counts, scores = pool_sequence(pooling, name, x, counts)
+    if encoder.memory_pool is not None and len(x) > encoder.memory_pool.min_length:
+        x, counts, scores = pool_sequence(encoder.memory_pool, name, x, counts)
+    return x, counts, scores
+
+
+def decode(model: Any, memory: Tuple[Tensor, Tensor, Tensor], target: Tensor, name: str) -> Tensor:
+    """The whole (post-norm) decoder for one unpadded target `(length,)`: logits."""
+    decoder = model.decoder
+    x, slots = decoder.embed(target.unsqueeze(0), None)[0], None
+    for layer in decoder.layers:
+        attended, slots = decoder_self_attention(layer.self_attn, name, x, slots)
+        x = layer.self_attn_layer_norm(x + attended)
+        cross = layer.encoder_attn
+        keys = [(v, key_bias(cross, c, s)) for v, c, s in zip(*memory)]
+        attended = torch.stack([softmax_attention(cross, token, keys) for token in x])
+        x = _feed_forward(layer, layer.encoder_attn_layer_norm(x + attended))
+    return decoder.output_layer(x)

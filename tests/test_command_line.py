@@ -1,0 +1,297 @@
+"""The real fairseq commands on a toy corpus, in subprocesses, by path and from an installation."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, List, Sequence
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+PLUGIN = Path(__file__).resolve().parents[1] / "fairseq_updown"
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+FLAGS = (
+    "--updown-block-size 8 --updown-slots 2 --updown-pool-layers 1 --updown-memory-size 8 "
+    "--updown-decoder-block-size 4 --updown-decoder-slots 2"
+).split()
+
+
+def run(command: str, *arguments: Any, check: bool = True, **options: Any) -> str:
+    """Runs a command of this environment; returns what it printed, on both streams."""
+    done = subprocess.run(
+        [str(BIN / command), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=options.pop("env", ENVIRONMENT),
+        timeout=300,
+        **options,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout[-3000:]
+    else:
+        assert done.returncode != 0, done.stdout[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a preprocessed toy corpus in `bin`: the target is every third source word."""
+    folder = tmp_path_factory.mktemp("toy")
+    rng = random.Random(0)
+    for split, size in (("train", 240), ("valid", 20), ("test", 13)):
+        lines = [[f"w{rng.randrange(30)}" for _ in range(rng.randrange(3, 60))] for _ in range(size)]
+        (folder / f"{split}.src").write_text("".join(" ".join(x) + "\n" for x in lines))
+        (folder / f"{split}.tgt").write_text("".join(" ".join(x[::3]) + "\n" for x in lines))
+    prefixes: List[Any] = []
+    for split in ("train", "valid", "test"):
+        prefixes += [f"--{split}pref", folder / split]
+    languages = ["--source-lang", "src", "--target-lang", "tgt", "--joined-dictionary"]
+    run("fairseq-preprocess", *languages, *prefixes, "--destdir", folder / "bin")
+    return folder
+
+
+def train_arguments(work: Path, save_dir: Path, *more: Any) -> List[Any]:
+    return [
+        work / "bin",
+        *("--user-dir", PLUGIN, "--arch", "updown_transformer_tiny", "--share-all-embeddings"),
+        *FLAGS,
+        *("--optimizer", "adam", "--lr", "0.003", "--max-tokens", "500", "--cpu", "--seed", "3"),
+        *("--lr-scheduler", "inverse_sqrt", "--warmup-updates", "10"),
+        *("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"),
+        *("--no-progress-bar", "--log-interval", "1", "--save-dir", save_dir),
+        *("--save-interval-updates", "5", "--max-update", "30", "--required-batch-size-multiple", 1),
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(work: Path) -> Path:
+    """The checkpoint folder of an uninterrupted training of 30 updates, over an epoch's end."""
+    save_dir = work / "whole"
+    log = run("fairseq-train", *train_arguments(work, save_dir))
+    (work / "whole.log").write_text(log)
+    return save_dir
+
+
+def load(path: Path) -> Any:
+    import fairseq_updown  # noqa: F401  registers the classes that a checkpoint may hold
+
+    return torch.load(path)
+
+
+def losses(log: str) -> List[str]:
+    lines = [line for line in log.splitlines() if "| train_inner |" in line]
+    return [line.split("loss=")[1].split(", wps")[0] for line in lines]
+
+
+def test_a_training_killed_in_mid_epoch_resumes_with_the_same_losses(
+    work: Path, trained: Path
+) -> None:
+    save_dir = work / "killed"
+    command = [str(BIN / "fairseq-train"), *map(str, train_arguments(work, save_dir))]
+    with open(work / "killed.log", "w") as log:
+        training = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
+        deadline = time.time() + 200
+        while not list(save_dir.glob("checkpoint_*_10.pt")) and time.time() < deadline:
+            time.sleep(0.02)
+        training.send_signal(signal.SIGKILL)
+        training.wait()
+    assert not (save_dir / "checkpoint_2_30.pt").exists()
+    resumed = run("fairseq-train", *train_arguments(work, save_dir))
+    assert "Loaded checkpoint" in resumed
+    whole = losses((work / "whole.log").read_text())
+    again = losses(resumed)
+    assert 5 <= len(again) < len(whole)
+    assert again == whole[-len(again) :]
+    a, b = load(trained / "checkpoint_last.pt"), load(save_dir / "checkpoint_last.pt")
+    assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
+
+
+def test_validate(work: Path, trained: Path) -> None:
+    out = run(
+        *("fairseq-validate", work / "bin", "--user-dir", PLUGIN, "--cpu", "--task", "translation"),
+        *("--path", trained / "checkpoint_last.pt", "--max-tokens", 600),
+    )
+    assert "valid on 'valid' subset" in out or "| loss" in out
+
+
+def generate(work: Path, *arguments: Any, **options: Any) -> List[str]:
+    out = run(
+        *("fairseq-generate", work / "bin", "--user-dir", PLUGIN, "--cpu"),
+        *("--required-batch-size-multiple", 1, "--path", *arguments),
+        **options,
+    )
+    return out.splitlines()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--beam", 4, "--print-alignment", "hard", "--prefix-size", 2],
+        ["--beam", 1, "--no-repeat-ngram-size", 2],
+        ["--beam", 3, "--nbest", 3, "--sampling", "--sampling-topk", 5],
+        ["--beam", 4, "--diverse-beam-groups", 2, "--lenpen", 2],
+    ],
+    ids=["beam, prefix, alignment", "greedy", "sampling", "diverse beam"],
+)
+def test_generate(work: Path, trained: Path, flags: Sequence[Any]) -> None:
+    lines = generate(work, trained / "checkpoint_last.pt", *flags)
+    hypotheses = [line for line in lines if line.startswith("H-")]
+    assert len(hypotheses) == 13 * (3 if "--nbest" in flags else 1)
+    if "--print-alignment" in flags:
+        sources = {x.split("\t")[0][2:]: x.split("\t")[1] for x in lines if x.startswith("S-")}
+        for line in (line for line in lines if line.startswith("A-")):
+            number, pairs = line[2:].split("\t")
+            positions = [int(pair.split("-")[0]) for pair in pairs.split()]
+            assert max(positions) < len(sources[number].split())
+
+
+def test_generate_with_an_ensemble(work: Path, trained: Path) -> None:
+    ensemble = f"{trained / 'checkpoint_last.pt'}:{trained / 'checkpoint1.pt'}"
+    assert sum(x.startswith("H-") for x in generate(work, ensemble, "--beam", 3)) == 13
+
+
+def test_interactive(work: Path, trained: Path) -> None:
+    out = run(
+        *("fairseq-interactive", work / "bin", "--user-dir", PLUGIN, "--cpu", "--beam", 3),
+        *("--path", trained / "checkpoint_last.pt"),
+        input="w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11\n\nw4\n",
+    )
+    assert [line.split("\t")[0] for line in out.splitlines() if line.startswith("D-")] == [
+        "D-0",
+        "D-1",
+        "D-2",
+    ]
+
+
+def test_hydra_training_with_a_named_architecture_and_generation(work: Path) -> None:
+    (work / "config").mkdir()
+    (work / "config" / "toy.yaml").write_text(
+        f"""
+# @package _global_
+common: {{user_dir: {PLUGIN}, cpu: true, seed: 3}}
+task: {{_name: translation, data: {work / "bin"}, source_lang: src, target_lang: tgt}}
+model: {{_name: updown_transformer_tiny, share_all_embeddings: true, updown_pool_layers: '1',
+        updown_memory_size: 8, updown_pooling: topk, dropout: 0.2}}
+criterion: {{_name: label_smoothed_cross_entropy, label_smoothing: 0.1}}
+optimizer: {{_name: adam, adam_betas: '(0.9,0.98)'}}
+lr_scheduler: {{_name: inverse_sqrt, warmup_updates: 10}}
+dataset: {{max_tokens: 500}}
+optimization: {{lr: [0.003], max_update: 12}}
+checkpoint: {{save_dir: {work / "hydra"}}}
+hydra: {{run: {{dir: {work / "hydra_run"}}}}}
+"""
+    )
+    run("fairseq-hydra-train", "--config-dir", work / "config", "--config-name", "toy", cwd=work)
+    stored = load(work / "hydra" / "checkpoint_last.pt")["cfg"]["model"]
+    expected = dict(_name="updown_transformer_tiny", encoder_embed_dim=64, updown_block_size=32)
+    expected.update(updown_pool_layers="1", updown_pooling="topk", dropout=0.2)
+    assert {name: stored[name] for name in expected} == expected
+    lines = generate(work, work / "hydra" / "checkpoint_last.pt", "--beam", 2)
+    assert sum(line.startswith("H-") for line in lines) == 13
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(work: Path) -> None:
+    port = random.Random(os.getpid()).randrange(20000, 40000)
+    logs = []
+    for rank in (0, 1):
+        distributed = (
+            f"--distributed-world-size 2 --distributed-rank {rank} --distributed-no-spawn "
+            f"--distributed-init-method tcp://localhost:{port} --distributed-backend gloo "
+            "--ddp-backend legacy_ddp --dropout 0"
+        ).split()
+        command = train_arguments(work, work / "two", *distributed, "--max-update", 8)
+        logs.append(
+            subprocess.Popen(
+                [str(BIN / "fairseq-train"), *map(str, command)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=ENVIRONMENT,
+            )
+        )
+    outputs = [process.communicate(timeout=200)[0] for process in logs]
+    assert all(process.returncode == 0 for process in logs), outputs[0][-2000:]
+    single = train_arguments(work, work / "one", "--dropout", 0, "--update-freq", 2)
+    run("fairseq-train", *single, "--max-update", 8)
+    a, b = (load(work / name / "checkpoint_last.pt")["model"] for name in ("two", "one"))
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+IMPORT_ORDERS = {
+    "path first": "import_user_module(path); import fairseq_updown",
+    "package first": "import fairseq_updown; import_user_module(path)",
+    "path twice": "import_user_module(path); import_user_module(path)",
+}
+
+
+@pytest.mark.parametrize("order", list(IMPORT_ORDERS))
+def test_plugin_registers_once_in_any_order_of_import(order: str, tmp_path: Path) -> None:
+    code = f"""
+from argparse import Namespace
+from fairseq import utils
+def import_user_module(path): utils.import_user_module(Namespace(user_dir=path))
+path = {str(PLUGIN)!r}
+{IMPORT_ORDERS[order]}
+import sys
+from fairseq.models import ARCH_MODEL_REGISTRY
+names = [n for n in ARCH_MODEL_REGISTRY if n.startswith("updown_transformer")]
+assert len(names) == 9, names
+assert sum(name.endswith("updown_transformer.model") for name in sys.modules) == 1
+"""
+    run("python", "-c", code, cwd=tmp_path, env={**ENVIRONMENT, "PYTHONPATH": str(PLUGIN.parent)})
+
+
+def test_installed_package_names_its_own_path(work: Path, trained: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(PLUGIN, source / "fairseq_updown")
+    for name in ("setup.py", "README.md", "pyproject.toml"):
+        shutil.copy(PLUGIN.parent / name, source)
+    quiet = ["-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    run("python", "-m", "pip", "install", *quiet, "--target", tmp_path / "site", source)
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path / "site")}
+    named = run("python", "-m", "fairseq_updown", cwd=tmp_path, env=environment)
+    user_dir = Path(named.strip().splitlines()[-1])
+    assert user_dir == tmp_path / "site" / "fairseq_updown"
+    out = run(
+        *("fairseq-generate", work / "bin", "--user-dir", user_dir, "--cpu", "--beam", 2),
+        *("--path", trained / "checkpoint_last.pt", "--required-batch-size-multiple", 1),
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert sum(line.startswith("H-") for line in out.splitlines()) == 13
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--updown-block-size", 0], "--updown-block-size 0: it must be at least 1"),
+        (["--updown-pool-layers", "7"], "there is no encoder layer 7"),
+        (["--left-pad-target", "True"], "--left-pad-target"),
+    ],
+)
+def test_a_bad_flag_stops_training_before_it_starts(
+    work: Path, flags: List[Any], message: str
+) -> None:
+    out = run("fairseq-train", *train_arguments(work, work / "never", *flags), check=False)
+    assert message in out
+    assert not (work / "never").exists() or not list((work / "never").glob("*.pt"))
+
+
+def test_a_checkpoint_with_other_flags_is_refused_with_the_remedy(
+    work: Path, trained: Path
+) -> None:
+    flags = ["--updown-pool-layers", "", "--restore-file", trained / "checkpoint_last.pt"]
+    out = run("fairseq-train", *train_arguments(work, work / "other", *flags), check=False)
+    assert "--updown-pool-layers" in out
+    assert "pools.1" in out

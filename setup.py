@@ -16,8 +16,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",
-        "fairseq-fixed>=0.12.3; python_version>='3.11'",
-        "fairseq>=0.12.2; python_version<'3.11'",
+        "fairseq-fixed>=0.12.3",
         "hydra-core",
         "sacrebleu",
         "sentencepiece",
@@ -25,6 +24,6 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "dev": ["hypothesis", "mypy", "pytest", "pytest-timeout", "ruff"],
+        "dev": ["hypothesis", "mypy", "pytest", "ruff"],
     },
 )

@@ -122,9 +122,7 @@ def compress(
     return slots
 
 
-def softmax_attention(
-    attention: Any, query: Tensor, keys: List[Tuple[Tensor, Tensor]]
-) -> Tensor:
+def softmax_attention(attention: Any, query: Tensor, keys: List[Tuple[Tensor, Tensor]]) -> Tensor:
     """One query vector over (vector, bias per head) keys; the output projection included."""
     q = heads(attention, attention.q_proj, query) * attention.scaling
     logits = torch.stack(

@@ -18,10 +18,11 @@ pytestmark = pytest.mark.slow
 PLUGIN = Path(__file__).resolve().parents[1] / "fairseq_updown"
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-FLAGS = (
-    "--updown-block-size 8 --updown-slots 2 --updown-pool-layers 1 --updown-memory-size 8 "
-    "--updown-decoder-block-size 4 --updown-decoder-slots 2"
-).split()
+FLAGS = [
+    *("--updown-block-size", "8", "--updown-slots", "2", "--updown-pool-layers", "1"),
+    *("--updown-memory-size", "8", "--updown-decoder-block-size", "4"),
+    *("--updown-decoder-slots", "2"),
+]
 
 
 def run(command: str, *arguments: Any, check: bool = True, **options: Any) -> str:
@@ -48,7 +49,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     rng = random.Random(0)
     for split, size in (("train", 240), ("valid", 20), ("test", 13)):
-        lines = [[f"w{rng.randrange(30)}" for _ in range(rng.randrange(3, 60))] for _ in range(size)]
+        lines = [
+            [f"w{rng.randrange(30)}" for _ in range(rng.randrange(3, 60))] for _ in range(size)
+        ]
         (folder / f"{split}.src").write_text("".join(" ".join(x) + "\n" for x in lines))
         (folder / f"{split}.tgt").write_text("".join(" ".join(x[::3]) + "\n" for x in lines))
     prefixes: List[Any] = []
@@ -68,7 +71,14 @@ def train_arguments(work: Path, save_dir: Path, *more: Any) -> List[Any]:
         *("--lr-scheduler", "inverse_sqrt", "--warmup-updates", "10"),
         *("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"),
         *("--no-progress-bar", "--log-interval", "1", "--save-dir", save_dir),
-        *("--save-interval-updates", "5", "--max-update", "30", "--required-batch-size-multiple", 1),
+        *(
+            "--save-interval-updates",
+            "5",
+            "--max-update",
+            "30",
+            "--required-batch-size-multiple",
+            1,
+        ),
         *more,
     ]
 

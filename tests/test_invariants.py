@@ -103,9 +103,7 @@ def test_full_attention_when_slots_equal_block(block, decoder_block, src_len, tg
         updown_decoder_slots=decoder_block,
         updown_pool_layers="",
     )
-    model.load_state_dict(
-        {**model.state_dict(), **{k: v for k, v in stock.state_dict().items()}}
-    )
+    model.load_state_dict({**model.state_dict(), **{k: v for k, v in stock.state_dict().items()}})
     source = pad_rows(draw_rows([src_len, (src_len + 1) // 2], seed=block), left=True)
     target = pad_rows(draw_rows([tgt_len, (tgt_len + 1) // 2], seed=tgt_len))
     with torch.no_grad():
@@ -169,7 +167,9 @@ def test_keys_of_the_memory_are_kept_once_per_sentence():
     model = build()
     source = pad_rows(draw_rows([23, 7], seed=2))
     encoder_out, state = model.encoder(source), {}
-    encoder_out = model.encoder.reorder_encoder_out(encoder_out, torch.arange(2).repeat_interleave(5))
+    encoder_out = model.encoder.reorder_encoder_out(
+        encoder_out, torch.arange(2).repeat_interleave(5)
+    )
     model.decoder(torch.full((10, 1), 4), encoder_out, incremental_state=state)
     assert encoder_out["encoder_out"][0].size(1) == 2
     caches = [cache for name, cache in state.items() if name.endswith("cross_attn")]
@@ -256,9 +256,7 @@ def test_compressed_identical_tokens_attend_as_the_raw_tokens(slots, pooling, py
         perturb=False, updown_block_size=6, updown_slots=slots, updown_decoder_slots=1, **options
     )
     full = build(perturb=False, **{**options, **FULL})
-    full.load_state_dict(
-        {k: v for k, v in compressed.state_dict().items() if "pools" not in k}
-    )
+    full.load_state_dict({k: v for k, v in compressed.state_dict().items() if "pools" not in k})
     # Two blocks of equal tokens each, so that the balance between blocks is at stake.
     source = torch.tensor([[5] * 6 + [9] * 6])
     if pyramid:
@@ -317,9 +315,9 @@ def test_gradients_equal_those_of_checkpointed_layers():
 
 def flops(model, src_len, tgt_len=4):
     source, target = torch.full((1, src_len), 5), torch.full((1, tgt_len), 5)
-    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        with FlopCounterMode(display=False) as counter:
-            logits(model, source, target)
+    open_attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with torch.no_grad(), open_attention, FlopCounterMode(display=False) as counter:
+        logits(model, source, target)
     return counter.get_total_flops()
 
 

@@ -76,8 +76,13 @@ DEFAULTS: Dict[str, Any] = {
 UpdownTransformerConfig = make_dataclass(
     "UpdownTransformerConfig",
     [
-        (name, Optional[value_type], field(default=None, metadata=metadata))
-        for name, value_type, _, metadata in _OPTIONS
+        (
+            name,
+            Optional[value_type],
+            # fairseq compares this one with a number before any model is built.
+            field(default=default if name == "base_layers" else None, metadata=metadata),
+        )
+        for name, value_type, default, metadata in _OPTIONS
     ],
     bases=(FairseqDataclass,),
     namespace={"__doc__": __doc__, "__module__": __name__},

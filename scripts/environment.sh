@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Makes the repository's own virtual environment, .venv, with the pinned packages and this plugin.
+# Usage: bash scripts/environment.sh        (quickstart.sh and test.sh call it)
+# PYTHON names the interpreter to use (default: python3). Does nothing if all is in place.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+case "${1:-}" in
+  "") ;;
+  -h | --help) sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}"; exit 0 ;;
+  *) echo "environment.sh: unknown argument '$1'; try --help" >&2; exit 2 ;;
+esac
+
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+  echo "environment.sh: '$python' is not Python 3.10 or newer with venv; set PYTHON=..." >&2
+  exit 1
+fi
+
+stamp=$(cat constraints.txt setup.py scripts/environment.sh | sha256sum | cut -d' ' -f1)
+if [ "$(cat .venv/complete 2>/dev/null)" = "$stamp" ]; then
+  exit 0
+fi
+
+say() { printf '[environment] %s\n' "$*"; }
+pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+
+say "making .venv with $("$python" --version)"
+rm -rf .venv
+"$python" -m venv .venv
+say "1/3 torch and what fairseq is built with"
+pip install -q -c constraints.txt torch numpy cython setuptools wheel
+say "2/3 fairseq, built from source: 2 to 4 minutes, once"
+# One isolated build would fetch a second, unpinned torch; two at a time use both cores.
+printf '[build_ext]\nparallel = %s\n' "$(nproc 2>/dev/null || echo 2)" >.venv/build.cfg
+DIST_EXTRA_CONFIG=$PWD/.venv/build.cfg pip install -q -c constraints.txt --no-build-isolation fairseq-fixed
+say "3/3 this plugin and its tools"
+pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+echo "$stamp" >.venv/complete
+say "done"

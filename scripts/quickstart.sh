@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# From nothing to a scored summarizer on real text, on two CPU cores, with no download but packages:
+# environment, corpus (docstrings of the installed libraries -> their summary lines), training,
+# generation, ROUGE beside a lead baseline. Run it again and it goes on where it stopped.
+# Usage: bash scripts/quickstart.sh [--work DIR] [--updates N]
+#   --work DIR    where corpus, checkpoints and results go (default: work/quickstart)
+#   --updates N   training updates (default: 1800); raise it later to train on
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+work=work/quickstart updates=1800
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --work) work=${2:?--work needs a directory}; shift 2 ;;
+    --updates) updates=${2:?--updates needs a number}; shift 2 ;;
+    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    *) echo "quickstart.sh: unknown argument '$1'; try --help" >&2; exit 2 ;;
+  esac
+done
+case "$updates" in
+  '' | *[!0-9]*) echo "quickstart.sh: --updates '$updates' is not a number" >&2; exit 2 ;;
+esac
+
+say() { printf '\n[quickstart %4d s] %s\n' "$SECONDS" "$*"; }
+
+say "1/6 environment"
+bash scripts/environment.sh
+bin=$PWD/.venv/bin
+plugin=$("$bin/python" -m fairseq_updown)
+export PYTHONWARNINGS=ignore
+mkdir -p "$work"
+
+say "2/6 corpus: docstrings of the installed packages"
+"$bin/python" scripts/prepare_docstrings.py --out "$work/corpus"
+
+# Later steps build on the corpus; a new corpus makes them start anew.
+corpus=$(sha256sum "$work/corpus/report.json" | cut -d' ' -f1)
+if [ "$(cat "$work/corpus.sha256" 2>/dev/null)" != "$corpus" ]; then
+  rm -rf "$work/bin" "$work/checkpoints" "$work"/generated-*.txt
+  echo "$corpus" >"$work/corpus.sha256"
+fi
+
+say "3/6 fairseq-preprocess"
+if [ ! -d "$work/bin" ]; then
+  rm -rf "$work/bin.partial"
+  "$bin/fairseq-preprocess" --source-lang src --target-lang tgt --joined-dictionary \
+    --srcdict "$work/corpus/spm/dict.txt" --trainpref "$work/corpus/spm/train" \
+    --validpref "$work/corpus/spm/valid" --testpref "$work/corpus/spm/test" \
+    --workers 2 --destdir "$work/bin.partial" 2>&1 | grep -E 'sents|Wrote' || exit 1
+  mv "$work/bin.partial" "$work/bin"
+fi
+
+# Sources are cut to 96 pieces for the sake of the minutes; blocks of 32 pieces with four slots each
+# keep compression at work. No pool layers: the memory is short as it is.
+say "4/6 fairseq-train, $updates updates"
+"$bin/fairseq-train" "$work/bin" --user-dir "$plugin" --task translation --truncate-source \
+  --arch updown_transformer_tiny --share-all-embeddings \
+  --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 \
+  --decoder-attention-heads 4 --encoder-normalize-before --decoder-normalize-before \
+  --updown-block-size 32 --updown-slots 4 --updown-decoder-block-size 32 \
+  --max-source-positions 96 --max-target-positions 128 \
+  --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
+  --lr 0.003 --lr-scheduler polynomial_decay --warmup-updates 200 --total-num-update "$updates" \
+  --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0 \
+  --max-tokens 2500 --max-update "$updates" --max-epoch 1000 --cpu --seed 1 \
+  --required-batch-size-multiple 1 --skip-invalid-size-inputs-valid-test \
+  --validate-interval-updates 500 --save-interval-updates 250 --keep-interval-updates 1 \
+  --no-epoch-checkpoints --log-format simple --log-interval 50 \
+  --save-dir "$work/checkpoints" 2>&1 | tee -a "$work/train.log" |
+  grep --line-buffered -E 'train_inner|valid on|Loaded checkpoint|done training|Error' |
+  sed -u -E 's/^.*\| (train_inner|valid) \| /  /; s/, (bsz|gnorm|clip|train_wall|wpb|ups)=[^,]*//g'
+
+say "5/6 fairseq-generate on the test set"
+generated=$work/generated-$updates.txt
+if [ ! -f "$generated" ]; then
+  "$bin/fairseq-generate" "$work/bin" --user-dir "$plugin" --task translation --truncate-source \
+    --path "$work/checkpoints/checkpoint_last.pt" --cpu --max-tokens 4000 \
+    --max-source-positions 96 --max-target-positions 128 \
+    --required-batch-size-multiple 1 --skip-invalid-size-inputs-valid-test \
+    --beam 4 --lenpen 1.0 --max-len-b 60 --no-repeat-ngram-size 3 \
+    --remove-bpe sentencepiece >"$generated.partial" 2>"$work/generate.log" ||
+    { tail -n 5 "$work/generate.log" >&2; exit 1; }
+  mv "$generated.partial" "$generated"
+fi
+grep -E '^Generate|Translated' "$generated" "$work/generate.log" -h || true
+
+say "6/6 scores beside the lead baseline, and five examples"
+"$bin/python" scripts/score_summaries.py --generated "$generated" \
+  --references "$work/corpus/raw/test.tgt" --sources "$work/corpus/raw/test.src" \
+  --bodies "$work/corpus/raw/test.body" --examples 5 --json "$work/scores-$updates.json"
+say "done; model in $work/checkpoints, scores in $work/scores-$updates.json"

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Environment, install, lint, types, tests: all that CI runs.
+# Usage: bash scripts/test.sh [--fast]      --fast leaves out the tests marked slow
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+selection=()
+case "${1:-}" in
+  "") ;;
+  --fast) selection=(-m "not slow") ;;
+  -h | --help) sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}"; exit 0 ;;
+  *) echo "test.sh: unknown argument '$1'; try --help" >&2; exit 2 ;;
+esac
+
+bash scripts/environment.sh
+bin=.venv/bin
+for script in scripts/*.sh examples/*/run.sh; do bash -n "$script"; done
+$bin/ruff check .
+$bin/ruff format --check .
+$bin/mypy fairseq_updown
+MYPYPATH=scripts $bin/mypy scripts/*.py
+$bin/python -m pytest "${selection[@]}"

@@ -77,7 +77,7 @@ if [ ! -f "$generated" ]; then
     --path "$work/checkpoints/checkpoint_last.pt" --cpu --max-tokens 4000 \
     --max-source-positions 96 --max-target-positions 128 \
     --required-batch-size-multiple 1 --skip-invalid-size-inputs-valid-test \
-    --beam 4 --lenpen 1.0 --max-len-b 60 --no-repeat-ngram-size 3 \
+    --beam 4 --lenpen 1.5 --min-len 8 --max-len-b 60 --no-repeat-ngram-size 3 \
     --remove-bpe sentencepiece >"$generated.partial" 2>"$work/generate.log" ||
     { tail -n 5 "$work/generate.log" >&2; exit 1; }
   mv "$generated.partial" "$generated"

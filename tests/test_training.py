@@ -7,16 +7,30 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, Dict
 
+import numpy as np
 import pytest
 import torch
-from conftest import CONFIGURATIONS, build
+from conftest import build
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.optim import build_optimizer
+from omegaconf import OmegaConf
 
 SOURCE = torch.randint(4, 24, (3, 23), generator=torch.Generator().manual_seed(0))
 TARGET = torch.randint(4, 24, (3, 14), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", list(CONFIGURATIONS))
-def test_bf16_errs_no_more_than_twice_the_stock_transformer(name: str) -> None:
+# A tournament on rounded states may choose otherwise, beyond any tolerance; these do not choose.
+CONTINUOUS = [
+    dict(updown_pooling="mean"),
+    dict(updown_pooling="mean", updown_cross_slots=4, encoder_normalize_before=True),
+    dict(updown_slots=0, updown_decoder_slots=0, updown_pool_layers=""),
+    dict(updown_slots=5, updown_decoder_slots=4, updown_pool_layers=""),
+]
+
+
+@pytest.mark.parametrize("flags", CONTINUOUS, ids=str)
+def test_bf16_errs_no_more_than_twice_the_stock_transformer(flags: Dict[str, Any]) -> None:
     """The error of each against its own float64 self (flash-attention's tolerance)."""
 
     def error(model: Any) -> float:
@@ -27,10 +41,9 @@ def test_bf16_errs_no_more_than_twice_the_stock_transformer(name: str) -> None:
         assert rounded.isfinite().all()
         return float((rounded.double() - exact).pow(2).mean().sqrt())
 
-    options = CONFIGURATIONS[name]
-    stock = {k: v for k, v in options.items() if "updown" not in k}
+    stock = {k: v for k, v in flags.items() if "updown" not in k}
     with torch.no_grad():
-        errors = [error(build(seed=seed, **options)) for seed in range(3)]
+        errors = [error(build(seed=seed, **flags)) for seed in range(3)]
         references = [error(build("stock", seed=seed, **stock)) for seed in range(3)]
     assert sorted(errors)[1] <= 2 * sorted(references)[1] + 1e-3
 
@@ -138,63 +151,24 @@ def test_a_hostile_or_corrupt_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adafactor", "nag", "sgd", "adagrad", "adamax"])
-def test_optimizer_state_loads(optimizer: str, tmp_path: Path) -> None:
-    import numpy as np
-    from fairseq.optim import build_optimizer
-    from omegaconf import OmegaConf
-
-    from fairseq.optim import OPTIMIZER_REGISTRY  # isort: skip
-
-    cls = OPTIMIZER_REGISTRY[optimizer]
-    dataclass = getattr(cls, "__dataclass", None)
-    if dataclass is not None:
-        cfg = OmegaConf.structured(dataclass())
-        OmegaConf.set_struct(cfg, False)
-        cfg.lr = [0.1]
-        cfg._name = optimizer
-        for name, default in (("tpu", False), ("use_old_adam", False), ("fp16_adam_stats", False)):
-            if name in cfg:
-                cfg[name] = default
-    else:
-        from argparse import ArgumentParser
-
-        parser = ArgumentParser()
-        cls.add_args(parser)
-        cfg = parser.parse_args([])
-        cfg.lr, cfg.optimizer = [0.1], optimizer
+def test_what_fairseq_stores_beside_the_weights_loads(optimizer: str, tmp_path: Path) -> None:
+    parser = options.get_training_parser()
+    flags = ["data", "--task", "translation", "--arch", "updown_transformer_tiny"]
+    args = options.parse_args_and_arch(parser, [*flags, "--optimizer", optimizer, "--lr", "0.1"])
+    cfg = convert_namespace_to_omegaconf(args)
     parameter = torch.nn.Parameter(torch.ones(3, 4))
-    built = build_optimizer(cfg, [parameter])
+    built = build_optimizer(cfg.optimizer, [parameter])
     parameter.sum().backward()
     built.step()
     state = {
-        "optimizer": built.state_dict(),
         "args": Namespace(lr=[0.1]),
-        "best": np.float64(3.5),
-        "array": np.arange(3),
-        "history": {"loss": np.float32(1.5), "flag": np.bool_(True), "n": np.int64(4)},
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "last_optimizer_state": built.state_dict(),
+        "extra_state": {"best": np.float64(3.5), "n": np.int64(4), "order": np.arange(3)},
     }
     torch.save(state, tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt")
-    assert loaded["best"] == 3.5
     assert loaded["args"].lr == [0.1]
-    built.load_state_dict(loaded["optimizer"])
-
-
-# A recall task: key-value pairs are scattered over a source several blocks long, between filler;
-# the decoder is given the keys and must name their values.
-
-KEYS, VALUES, LENGTH, PAIRS, BLOCK = 6, 8, 48, 4, 8
-FILLER = 4 + KEYS + VALUES
-
-
-def recall_batch(generator: torch.Generator, bsz: int) -> Dict[str, torch.Tensor]:
-    source = torch.full((bsz, LENGTH), FILLER)
-    keys = torch.rand(bsz, KEYS, generator=generator).argsort(1)[:, :PAIRS]
-    values = torch.randint(VALUES, (bsz, PAIRS), generator=generator)
-    places = torch.rand(bsz, LENGTH // 2, generator=generator).argsort(1)[:, :PAIRS].sort(1).values
-    # A pair straddles two places of which only the *block of the question* holds neither.
-    source.scatter_(1, 2 * places, keys + 4)
-    source.scatter_(1, 2 * places + 1, values + 4 + KEYS)
-    order = torch.rand(bsz, PAIRS, generator=generator).argsort(1)
-    asked, answers = keys.gather(1, order), values.gather(1, order)
-    return {"source": source, "asked": asked + 4, "answers": answers + 4 + KEYS}
+    assert loaded["extra_state"]["best"] == 3.5
+    assert loaded["cfg"]["model"]["updown_block_size"] == 32
+    built.load_state_dict(loaded["last_optimizer_state"])

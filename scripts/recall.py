@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""How fast does information cross blocks? Accuracy on a recall task, by architecture and updates.
+
+A source of four parts holds one value in each part, at a random place among filler, and two
+questions at random places anywhere: "A: which value is in part i?" and "B: ... in part j?". The
+target lists the two values. The question and its answer mostly stand in different blocks, and the
+decoder has a single layer, so somebody in the encoder has to carry the question to the values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from argparse import Namespace
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import positive, progress
+from fairseq.data import Dictionary
+
+from fairseq_updown.models.updown_transformer import UpdownTransformerModel
+
+PARTS, LENGTH, BLOCK = 4, 32, 8
+EOS, ASK_A, ASK_B, VALUE, FILLER, END = 2, 4, 8, 12, 20, 24  # first token of each kind
+BATCH = 32
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {"updown_block_size": LENGTH},
+    "blockwise": {"updown_slots": 0},
+    "slots": {},
+    "slots and pool": {"updown_pool_layers": "1", "updown_memory_size": 16},
+}
+
+
+def examples(generator: torch.Generator, bsz: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sources `(bsz, LENGTH)` and targets `(bsz, 2)`."""
+    size = LENGTH // PARTS
+    source = torch.randint(FILLER, END, (bsz, PARTS, size), generator=generator)
+    values = torch.randint(VALUE, FILLER, (bsz, PARTS), generator=generator)
+    places = torch.randint(2, size, (bsz, PARTS), generator=generator)
+    source = source.scatter(2, places.unsqueeze(2), values.unsqueeze(2)).flatten(1)
+    asked = torch.randint(PARTS, (bsz, 2), generator=generator)
+    part = torch.randint(PARTS, (bsz, 2), generator=generator)
+    question = asked + torch.tensor([ASK_A, ASK_B])
+    return source.scatter(1, part * size + torch.arange(2), question), values.gather(1, asked)
+
+
+def build(variant: str, seed: int) -> Any:
+    """A model of three encoder layers and one decoder layer."""
+    dictionary = Dictionary()
+    for number in range(END - len(dictionary)):
+        dictionary.add_symbol(f"w{number}")
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, cfg=None)
+    options = {
+        "_name": "updown_transformer_tiny",
+        "encoder_embed_dim": 32,
+        "encoder_layers": 3,
+        "decoder_layers": 1,
+        "encoder_normalize_before": True,
+        "decoder_normalize_before": True,
+        "share_all_embeddings": True,
+        "dropout": 0.0,
+        "updown_block_size": BLOCK,
+        "updown_slots": 4,
+        "updown_pool_rate": 2.0,
+        **VARIANTS[variant],
+    }
+    torch.manual_seed(seed)
+    return UpdownTransformerModel.build_model(Namespace(**options), task)
+
+
+def logits(model: Any, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    start = torch.full_like(target[:, :1], EOS)
+    return model(source, None, torch.cat([start, target[:, :-1]], dim=1))[0]
+
+
+def train(variant: str, updates: int, seed: int = 0, report: int = 200) -> dict[int, float]:
+    """Trains a model; returns its accuracy on unseen examples after every `report` updates."""
+    model = build(variant, seed)
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
+    generator = torch.Generator().manual_seed(seed + 1)
+    accuracy = {}
+    for update in progress(range(1, updates + 1), variant, updates):
+        model.train()
+        optimizer.param_groups[0]["lr"] = 0.003 * min(1.0, update / 100)
+        source, target = examples(generator, BATCH)
+        optimizer.zero_grad()
+        F.cross_entropy(logits(model, source, target).flatten(0, 1), target.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if update % report == 0 or update == updates:
+            source, target = examples(torch.Generator().manual_seed(-1 - seed), 512)
+            with torch.no_grad():
+                right = logits(model.eval(), source, target).argmax(dim=-1) == target
+            accuracy[update] = round(float(right.float().mean()), 3)
+    return accuracy
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    add("--updates", type=positive, default=1000, metavar="N")
+    add("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)  # the model is too small for more
+    print(f"accuracy after updates, torch {torch.__version__}, seed {args.seed}")
+    for variant in args.variants:
+        print(f"{variant}: {json.dumps(train(variant, args.updates, args.seed))}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

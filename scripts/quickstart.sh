@@ -53,6 +53,14 @@ fi
 # Sources are cut to 96 pieces for the sake of the minutes; blocks of 32 pieces with four slots each
 # keep compression at work. No pool layers: the memory is short as it is.
 say "4/6 fairseq-train, $updates updates"
+# fairseq copies checkpoint_last.pt in place: a kill in that instant leaves it torn. The numbered
+# checkpoints are written whole; go on from the newest.
+last=$work/checkpoints/checkpoint_last.pt
+if [ -e "$last" ] && ! "$bin/python" -m zipfile -t "$last" >/dev/null 2>&1; then
+  rm "$last"
+  newest=$(ls -t "$work"/checkpoints/checkpoint_*_*.pt 2>/dev/null | head -n 1 || true)
+  if [ -n "$newest" ]; then cp "$newest" "$last"; fi
+fi
 "$bin/fairseq-train" "$work/bin" --user-dir "$plugin" --task translation --truncate-source \
   --arch updown_transformer_tiny --share-all-embeddings \
   --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 \

@@ -7,15 +7,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import debian_descriptions as debian
+import prepare_debian_translation as prepare
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "prepare_debian_translation.py"
 EXAMPLE = ROOT / "examples" / "translation"
-sys.path.insert(0, str(SCRIPT.parent))
-
-import debian_descriptions as debian  # noqa: E402
-import prepare_debian_translation as prepare  # noqa: E402
 
 SYLLABLES = ("ba", "ko", "ri", "mu", "te", "sal", "dor", "fin", "lup", "gra")
 

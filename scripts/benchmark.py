@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -86,9 +85,10 @@ def generation(model: Any, data: dict, beam: int, steps: int) -> tuple[float, fl
     return encoder, (time.perf_counter() - start - encoder) / (steps + 1)
 
 
-def rss() -> float:
-    """Peak resident memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident(field: str) -> float:
+    """This process's resident memory now (VmRSS) or at its peak (VmHWM), in MiB; Linux only."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if field in line) / 1024
 
 
 def peak_memory(arch: str, src_len: int, args: argparse.Namespace) -> float:
@@ -131,21 +131,24 @@ def measure_length(src_len: int, args: argparse.Namespace) -> dict[str, dict[str
     return figures
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """A Markdown table; each figure with its ratio to the stock Transformer's."""
-    header = ("source", "architecture", "training step", "peak memory", "decoding step")
-    lines = [f"| {' | '.join(header)} |", "|---|---|---|---|---|"]
-    for src_len, figures in results.items():
-        stock = figures.get(STOCK)
-        for arch, own in figures.items():
+HEADER = """\
+| source | architecture | training step | peak memory | decoding step |
+|---|---|---|---|---|"""
 
-            def cell(key: str, unit: str, own: dict = own, stock: dict | None = stock) -> str:
-                ratio = f" ({stock[key] / own[key]:.1f}x)" if stock and stock is not own else ""
-                return f"{own[key]:.3g} {unit}{ratio}"
 
-            cells = (cell("train_s", "s"), cell("memory_mib", "MiB"), cell("step_ms", "ms"))
-            lines.append(f"| {src_len} | `{arch}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def rows(src_len: int, figures: dict[str, dict[str, float]]) -> str:
+    """Markdown rows of one length; each figure with its ratio to the stock Transformer's."""
+    stock = figures.get(STOCK)
+
+    def cell(own: dict[str, float], key: str, unit: str) -> str:
+        ratio = f" ({stock[key] / own[key]:.1f}x)" if stock and stock is not own else ""
+        return f"{own[key]:.3g} {unit}{ratio}"
+
+    return "\n".join(
+        f"| {src_len} | `{arch}` | {cell(own, 'train_s', 's')} | {cell(own, 'memory_mib', 'MiB')} "
+        f"| {cell(own, 'step_ms', 'ms')} |"
+        for arch, own in figures.items()
+    )
 
 
 def machine() -> dict[str, str]:
@@ -189,14 +192,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.memory_of:
         model = build(args.memory_of, args.lengths[0])
-        before = rss()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
         data = batch(args.batch_size, args.lengths[0], args.target_length)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before = resident("VmRSS")
         training_step(model, optimizer, data)
-        print(rss() - before)
+        print(resident("VmHWM") - before)
         return 0
-    results = {str(src_len): measure_length(src_len, args) for src_len in args.lengths}
-    print(table(results))
+    results = {}
+    print(HEADER, flush=True)
+    for src_len in args.lengths:
+        results[str(src_len)] = measure_length(src_len, args)
+        print(rows(src_len, results[str(src_len)]), flush=True)
     print(f"\n{json.dumps(machine())}; target {args.target_length}, batch {args.batch_size}, "
           f"beam {args.beam}; medians of {args.repeats}")  # fmt: skip
     if args.json:

@@ -165,6 +165,8 @@ def regroup_rows(row_sentence: Tensor, new_order: Tensor) -> Tuple[Optional[Tens
         `row_sentence`. If the new rows are not equal runs, each row gets a sentence of its own.
     """
     moved = row_sentence.index_select(0, new_order)
+    if moved.equal(row_sentence):
+        return None, row_sentence  # a step of beam search: rows moved within their sentences
     kept, runs = moved.unique_consecutive(return_counts=True)
     if kept.numel() * int(runs.max()) != moved.numel():
         kept = moved

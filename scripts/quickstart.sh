@@ -61,7 +61,9 @@ if [ -e "$last" ] && ! "$bin/python" -m zipfile -t "$last" >/dev/null 2>&1; then
   newest=$(ls -t "$work"/checkpoints/checkpoint_*_*.pt 2>/dev/null | head -n 1 || true)
   if [ -n "$newest" ]; then cp "$newest" "$last"; fi
 fi
-"$bin/fairseq-train" "$work/bin" --user-dir "$plugin" --task translation --truncate-source \
+generated=$work/generated-$updates.txt
+[ -f "$generated" ] || # fairseq would take one more update than --max-update at every rerun
+  "$bin/fairseq-train" "$work/bin" --user-dir "$plugin" --task translation --truncate-source \
   --arch updown_transformer_tiny --share-all-embeddings \
   --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 \
   --decoder-attention-heads 4 --encoder-normalize-before --decoder-normalize-before \
@@ -79,7 +81,6 @@ fi
   sed -u -E 's/^.*\| (train_inner|valid) \| /  /; s/, (bsz|gnorm|clip|train_wall|wpb|ups)=[^,]*//g'
 
 say "5/6 fairseq-generate on the test set"
-generated=$work/generated-$updates.txt
 if [ ! -f "$generated" ]; then
   "$bin/fairseq-generate" "$work/bin" --user-dir "$plugin" --task translation --truncate-source \
     --path "$work/checkpoints/checkpoint_last.pt" --cpu --max-tokens 4000 \

@@ -210,5 +210,3 @@ def test_layerdrop_on_an_anchor_layer_makes_the_next_layer_the_anchor() -> None:
         assert out.isfinite().all()
         seen.add(round(float(out.detach().sum()), 6))
     assert len(seen) > 3
-    model.eval()
-    torch.testing.assert_close(model(source, None, target)[0], model(source, None, target)[0])

@@ -24,21 +24,20 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from common import UserError, positive, progress, to_json, write_atomic
-from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
+
+from fairseq_updown.scoring.rouge import Rouge, split_sentences
 
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL", "ROUGE-Lsum": "rougeLsum"}
 RESAMPLES = 1000
 EXAMPLE_CHARS = 300
 
 _LOG_LINE = re.compile(r"([STHD])-(\d+)\t(.*)")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
 
 class Samples(NamedTuple):
@@ -159,20 +158,16 @@ def check_log(
 # ------------------------------------------------------------------------------------- scoring
 
 
-def sentences(text: str) -> list[str]:
-    return _SENTENCE_END.split(text)
-
-
 def score(
     hypotheses: Sequence[str], references: Sequence[str], stem: bool
 ) -> tuple[dict[str, float], list[float]]:
     """Scores in percent with the mean length in words, and each sample's ROUGE-L."""
-    scorer = rouge_scorer.RougeScorer(list(ROUGE.values()), use_stemmer=stem)
+    rouge = Rouge(stemmer=stem)
     rows = []
     both = progress(zip(references, hypotheses), "ROUGE", len(references))
     for reference, hypothesis in both:
-        found = scorer.score("\n".join(sentences(reference)), "\n".join(sentences(hypothesis)))
-        rows.append([100 * found[key].fmeasure for key in ROUGE.values()])
+        found = rouge(hypothesis, reference)
+        rows.append([found[key] for key in ROUGE.values()])
     scores = dict(zip(ROUGE, np.mean(rows, axis=0).tolist()))
     for metric in (BLEU(), CHRF()):
         name = "BLEU" if isinstance(metric, BLEU) else "chrF"
@@ -183,12 +178,11 @@ def score(
 
 def signatures(stem: bool) -> dict[str, str]:
     """What makes each score reproducible."""
-    stemmer = "Porter stemmer" if stem else "no stemmer"
     bleu, chrf = BLEU(), CHRF()
     for metric in (bleu, chrf):
         metric.corpus_score(["a"], [["a"]])  # the signature needs the number of references
     return {
-        "ROUGE": f"rouge_score {metadata.version('rouge_score')}, mean F1, {stemmer}",
+        "ROUGE": Rouge(stemmer=stem).signature,
         "BLEU": str(bleu.get_signature()),
         "chrF": str(chrf.get_signature()),
     }
@@ -212,7 +206,7 @@ def evaluate(samples: Samples, lead_words: int | None, stem: bool) -> dict[str, 
     first = lead_words or max(1, round(reference_words))
     for kind, texts in (("source", samples.sources), ("body", samples.bodies)):
         if texts:
-            systems[f"{kind} sentence"] = [sentences(text)[0] for text in texts]
+            systems[f"{kind} sentence"] = [split_sentences(text)[0] for text in texts]
             systems[f"{kind} {first} words"] = [" ".join(text.split()[:first]) for text in texts]
     scores: dict[str, dict[str, float]] = {}
     rouge_l: dict[str, list[float]] = {}

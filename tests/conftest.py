@@ -5,11 +5,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from commands import make_corpus
 from fairseq import utils as fairseq_utils
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerModel
@@ -118,3 +120,11 @@ def softmax_in_the_dtype_of_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=list(CONFIGURATIONS))
 def configuration(request: pytest.FixtureRequest) -> dict:
     return CONFIGURATIONS[request.param]
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a preprocessed toy corpus, see `commands.make_corpus`."""
+    folder = tmp_path_factory.mktemp("toy")
+    make_corpus(folder)
+    return folder

@@ -42,7 +42,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             `fairseq-generate` without `--print-alignment`.
 
         Raises:
-            ValueError: `full_context_alignment`.
+            ValueError: `full_context_alignment`, or more tokens than `--max-target-positions`.
         """
         if full_context_alignment:
             raise ValueError(
@@ -78,6 +78,11 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
 
     def embed(self, tokens: Tensor, incremental_state: Optional[IncrementalState]) -> Tensor:
         """Embeds tokens and positions, `(rows, tgt_len or 1, embed_dim)`, as fairseq does."""
+        if tokens.size(1) > self.max_positions():
+            raise ValueError(
+                f"a target of {tokens.size(1)} tokens exceeds --max-target-positions "
+                f"{self.max_positions()}; raise it or truncate (--truncate-target)"
+            )
         positions = None
         if self.embed_positions is not None:
             positions = self.embed_positions(tokens, incremental_state=incremental_state)

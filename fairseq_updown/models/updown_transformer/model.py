@@ -5,6 +5,7 @@ from argparse import Namespace
 from dataclasses import fields
 from typing import Any, Dict
 
+import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 from fairseq.models.transformer import (
@@ -13,6 +14,7 @@ from fairseq.models.transformer import (
     TransformerConfig,
     TransformerModelBase,
 )
+from fairseq.modules import LearnedPositionalEmbedding
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
@@ -78,10 +80,13 @@ class UpdownTransformerModel(TransformerModelBase):
     def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
         """Lets a stock `transformer` checkpoint load: what it lacks keeps its initial value.
 
+        Learned positions fit any `--max-source-positions`, see :func:`tile_positions`.
+
         Raises:
             ValueError: the checkpoint has compression parameters that this model lacks.
         """
         super().upgrade_state_dict_named(state_dict, name)
+        self._fit_learned_positions(state_dict)
         own = {key for key in self.state_dict() if _is_own(key)}
         stored = {key for key in state_dict if _is_own(key)}
         if stored - own:
@@ -100,6 +105,44 @@ class UpdownTransformerModel(TransformerModelBase):
                 missing[0],
             )
             state_dict.update((key, self.state_dict()[key]) for key in missing)
+
+    def _fit_learned_positions(self, state_dict: Dict[str, Tensor]) -> None:
+        """Extends or cuts the stored learned positions to what this model takes."""
+        for side, stack in (("source", self.encoder), ("target", self.decoder)):
+            positions = stack.embed_positions
+            key = f"{'encoder' if side == 'source' else 'decoder'}.embed_positions.weight"
+            if not isinstance(positions, LearnedPositionalEmbedding) or key not in state_dict:
+                continue
+            stored, size = state_dict[key], positions.num_embeddings
+            if len(stored) != size:
+                first = positions.padding_idx + 1
+                logger.warning(
+                    "--max-%s-positions %d, the checkpoint has %d: learned positions are %s",
+                    side,
+                    size - first,
+                    len(stored) - first,
+                    "repeated; train on" if size > len(stored) else "cut",
+                )
+                state_dict[key] = tile_positions(stored, size, first)
+
+
+def tile_positions(weight: Tensor, num_embeddings: int, first: int) -> Tensor:
+    """Fits learned position embeddings to another number of positions.
+
+    Longer tables repeat the trained ones, which keeps local distances (Longformer, arXiv
+    2004.05150, section 5); shorter ones are cut.
+
+    Args:
+        weight: `(stored, embed_dim)`.
+        num_embeddings: rows wanted.
+        first: the rows before it are no positions (fairseq's offset for padding).
+
+    Returns:
+        `(num_embeddings, embed_dim)`.
+    """
+    index = torch.arange(num_embeddings, device=weight.device)
+    trained = weight.size(0) - first
+    return weight[torch.where(index < first, index, (index - first) % trained + first)]
 
 
 def _is_own(parameter: str) -> bool:

@@ -1,0 +1,5 @@
+"""Tasks that the plugin registers."""
+
+from . import summarization
+
+__all__ = ["summarization"]

@@ -1,0 +1,317 @@
+"""`summarization`: fairseq's translation task for long documents and ROUGE."""
+
+import json
+import logging
+from argparse import Namespace
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+from fairseq import utils
+from fairseq.data import LanguagePairDataset, data_utils, encoders
+from fairseq.logging import metrics
+from fairseq.tasks import register_task
+from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
+from omegaconf import open_dict
+
+from ..data.truncation import SummarizationDataset, TruncatedDataset, TruncationCount, truncate
+from ..scoring.rouge import ROUGE_TYPES, Rouge
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SummarizationConfig(TranslationConfig):
+    max_source_positions: Optional[int] = field(
+        default=None, metadata={"help": "source tokens to take (default: what the model takes)"}
+    )
+    max_target_positions: Optional[int] = field(
+        default=None, metadata={"help": "target tokens to take (default: what the model takes)"}
+    )
+    truncate_source: bool = field(
+        default=False, metadata={"help": "cut longer sources; without it they are an error"}
+    )
+    truncate_target: bool = field(
+        default=False,
+        metadata={"help": "cut longer targets for the loss; without it they are an error"},
+    )
+    eval_rouge: bool = field(
+        default=False,
+        metadata={"help": "generate at validation, and log rouge1, rouge2, rougeL, rougeLsum"},
+    )
+    eval_rouge_args: str = field(
+        default="{}",
+        metadata={"help": 'generation options as JSON, e.g. \'{"beam": 4, "max_len_b": 200}\''},
+    )
+    eval_rouge_remove_bpe: Optional[str] = field(
+        default="sentencepiece",
+        metadata={"help": "join pieces before scoring", "argparse_const": "@@ "},
+    )
+    eval_rouge_detok: str = field(
+        default="space",
+        metadata={"help": "detokenize before scoring, e.g. 'moses'; 'space': leave as it is"},
+    )
+    eval_rouge_detok_args: str = field(
+        default="{}", metadata={"help": "options of the detokenizer as JSON"}
+    )
+    eval_rouge_no_stemmer: bool = field(
+        default=False, metadata={"help": "score without Porter stemming"}
+    )
+    eval_rouge_print_samples: bool = field(
+        default=False, metadata={"help": "log an example of each validation batch"}
+    )
+
+
+@register_task("summarization", dataclass=SummarizationConfig)
+class SummarizationTask(TranslationTask):
+    """Translation whose samples are never left out without a word, scored with ROUGE.
+
+    A document over the limit is cut (`--truncate-source`, `--truncate-target`, counted in the log)
+    or refused. The limit is the smaller of the task's and the model's, so one of them is enough.
+    Summaries are cut for the loss only: scores always compare with the whole reference.
+    """
+
+    cfg: SummarizationConfig
+
+    def __init__(self, cfg: SummarizationConfig, src_dict: Any, tgt_dict: Any):
+        super().__init__(cfg, src_dict, tgt_dict)
+        self._model_positions: List[Tuple[int, int]] = []
+        for name in ("eval_rouge_args", "eval_rouge_detok_args"):
+            _parse_json_object(name, getattr(cfg, name))
+
+    # ---------------------------------------------------------------------------------- limits
+
+    def max_positions(self) -> Tuple[int, int]:
+        """The longest source and target, in tokens with the end of sentence, to take."""
+        own = (self.cfg.max_source_positions, self.cfg.max_target_positions)
+        source, target = utils.resolve_max_positions(own, *self._model_positions)
+        return (1024 if source is None else source, 1024 if target is None else target)
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Builds the model; one from a checkpoint takes longer sources if the task asks for it."""
+        asked = self.cfg.max_source_positions
+        trained = getattr(cfg, "max_source_positions", None)
+        if from_checkpoint and asked is not None and trained is not None and asked > trained:
+            logger.warning(
+                "--max-source-positions %d: the model was trained with %d", asked, trained
+            )
+            with open_dict(cfg):
+                cfg.max_source_positions = asked
+        model = super().build_model(cfg, from_checkpoint)
+        self._model_positions.append(model.max_positions())
+        if self.cfg.eval_rouge:
+            detok_args = _parse_json_object("eval_rouge_detok_args", self.cfg.eval_rouge_detok_args)
+            self.rouge_detokenizer = encoders.build_tokenizer(
+                Namespace(tokenizer=self.cfg.eval_rouge_detok, **detok_args)
+            )
+            options = _parse_json_object("eval_rouge_args", self.cfg.eval_rouge_args)
+            self.rouge_generator = self.build_generator([model], Namespace(**options))
+            self.rouge = Rouge(stemmer=not self.cfg.eval_rouge_no_stemmer)
+            logger.info("validation ROUGE: %s", self.rouge.signature)
+        return model
+
+    # ------------------------------------------------------------------------------------ data
+
+    def load_dataset(
+        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
+    ) -> None:
+        """Loads a split, cut to the limits where the user asked for it.
+
+        Raises:
+            FileNotFoundError: there is no such split.
+        """
+        cfg = self.cfg
+        paths = utils.split_paths(cfg.data)
+        if split != cfg.train_subset:
+            paths = paths[:1]  # only the training set comes in shards
+        whole = load_langpair_dataset(
+            paths[(epoch - 1) % len(paths)],
+            split,
+            cfg.source_lang,
+            self.src_dict,
+            cfg.target_lang,
+            self.tgt_dict,
+            combine=combine,
+            dataset_impl=cfg.dataset_impl,
+            upsample_primary=cfg.upsample_primary,
+            left_pad_source=cfg.left_pad_source,
+            left_pad_target=cfg.left_pad_target,
+            max_source_positions=None,
+            max_target_positions=None,
+            load_alignments=cfg.load_alignments,
+        )
+        limits = self.max_positions()
+        src = self._cut(f"{split} sources", whole.src, limits[0], cfg.truncate_source)
+        tgt = whole.tgt
+        if tgt is not None:
+            tgt = self._cut(f"{split} targets", tgt, limits[1], cfg.truncate_target)
+        self.datasets[split] = SummarizationDataset(
+            src,
+            src.sizes,
+            self.src_dict,
+            tgt,
+            tgt.sizes if tgt is not None else None,
+            self.tgt_dict,
+            references=whole.tgt if tgt is not whole.tgt else None,
+            left_pad_source=cfg.left_pad_source,
+            left_pad_target=cfg.left_pad_target,
+            align_dataset=whole.align_dataset,
+            num_buckets=cfg.num_batch_buckets,
+            shuffle=(split != "test"),
+            pad_to_multiple=cfg.required_seq_len_multiple,
+        )
+
+    def build_dataset_for_inference(
+        self, src_tokens: List[torch.Tensor], src_lengths: Any, constraints: Any = None
+    ) -> LanguagePairDataset:
+        """As the parent's, for `fairseq-interactive`; sources are cut if the user asked for it."""
+        limit = self.max_positions()[0]
+        if self.cfg.truncate_source:
+            lengths = [len(tokens) for tokens in src_tokens]
+            _log_count("input", TruncationCount.of(lengths, limit), limit)
+            src_tokens = [truncate(tokens, limit) for tokens in src_tokens]
+            src_lengths = [len(tokens) for tokens in src_tokens]
+        return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
+
+    def filter_indices_by_size(
+        self,
+        indices: Any,
+        dataset: Any,
+        max_positions: Any = None,
+        ignore_invalid_inputs: bool = False,
+    ) -> Any:
+        """Refuses samples over the limit, unless the user asked to skip them at evaluation.
+
+        Raises:
+            ValueError: how many are too long, and what to do.
+        """
+        kept, ignored = dataset.filter_indices_by_size(indices, max_positions)
+        if len(ignored) == 0:
+            return kept
+        training = dataset is self.datasets.get(self.cfg.train_subset)
+        source, target = (max(sizes) for sizes in zip(*(dataset.size(i) for i in ignored)))
+        message = (
+            f"{len(ignored)} of {len(indices)} samples are too long (longest source {source} "
+            f"tokens, target {target}; the limits are {max_positions}; the first is sample "
+            f"{ignored[0]})"
+        )
+        if training or not ignore_invalid_inputs:
+            skip = ", or leave them out with --skip-invalid-size-inputs-valid-test"
+            raise ValueError(
+                f"{message}: cut them with --truncate-source and --truncate-target, or raise "
+                f"--max-source-positions and --max-target-positions{'' if training else skip}"
+            )
+        logger.warning("%s and are left out", message)
+        return kept
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, but every sample is in some batch.
+
+        Raises:
+            ValueError: a sample alone is over `--max-tokens`.
+        """
+        if kwargs.get("required_batch_size_multiple", 1) != 1:
+            # With a multiple, fairseq drops the last batch, the longest samples, of every data set.
+            logger.info("--required-batch-size-multiple is taken as 1: no sample is dropped")
+            kwargs["required_batch_size_multiple"] = 1
+        max_tokens = kwargs.get("max_tokens")
+        fitting, _ = dataset.filter_indices_by_size(np.arange(len(dataset)), self.max_positions())
+        longest = int(dataset.num_tokens_vec(fitting).max(initial=0))
+        if max_tokens is not None and longest > max_tokens:
+            raise ValueError(
+                f"--max-tokens {max_tokens}: a sample of {longest} tokens fits no batch; raise it "
+                f"to {longest}, or cut samples with --truncate-source --max-source-positions N"
+            )
+        return super().get_batch_iterator(dataset, *args, **kwargs)
+
+    def _cut(self, label: str, dataset: Any, limit: int, asked: bool) -> Any:
+        """Truncates and logs the count; a data set in which nothing is over stays as it is."""
+        if not asked:
+            return dataset
+        count = TruncationCount.of(dataset.sizes, limit)
+        _log_count(label, count, limit)
+        return TruncatedDataset(dataset, limit) if count.cut else dataset
+
+    # ----------------------------------------------------------------------------------- ROUGE
+
+    def inference_step(
+        self,
+        generator: Any,
+        models: List[Any],
+        sample: Dict[str, Any],
+        prefix_tokens: Optional[torch.Tensor] = None,
+        constraints: Optional[torch.Tensor] = None,
+    ) -> List[List[Dict[str, Any]]]:
+        """Generates; from then on the sample's target is the whole reference, as scores need it."""
+        found = super().inference_step(generator, models, sample, prefix_tokens, constraints)
+        if sample.get("reference") is not None:
+            sample["target"] = data_utils.collate_tokens(sample["reference"], self.tgt_dict.pad())
+        return found
+
+    def valid_step(self, sample: Dict[str, Any], model: Any, criterion: Any) -> Any:
+        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        if self.cfg.eval_rouge:
+            found = self.inference_step(self.rouge_generator, [model], sample)
+            hypotheses = [self._text(best[0]["tokens"]) for best in found]
+            references = [self._text(tokens, reference=True) for tokens in sample["target"]]
+            if self.cfg.eval_rouge_print_samples:
+                logger.info("example hypothesis: %s", hypotheses[0])
+                logger.info("example reference: %s", references[0])
+            scores = [self.rouge(*pair) for pair in zip(hypotheses, references)]
+            logging_output["_rouge_samples"] = len(scores)
+            for name in ROUGE_TYPES:
+                logging_output[f"_{name}"] = float(np.sum([score[name] for score in scores]))
+        return loss, sample_size, logging_output
+
+    def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: Any) -> None:
+        """As the parent's, with the mean of each ROUGE in percent."""
+        super().reduce_metrics(logging_outputs, criterion)
+        samples = sum(float(log.get("_rouge_samples", 0)) for log in logging_outputs)
+        if not samples:
+            return
+        # Sums, so that the mean over all batches and processes weighs every sample alike.
+        metrics.log_scalar("_rouge_samples", samples)
+        for name in ROUGE_TYPES:
+            total = sum(float(log.get(f"_{name}", 0)) for log in logging_outputs)
+            metrics.log_scalar(f"_{name}", total)
+
+            def mean(meters: Dict[str, Any], name: str = name) -> float:
+                return round(meters[f"_{name}"].sum / meters["_rouge_samples"].sum, 2)
+
+            metrics.log_derived(name, mean)
+
+    def _text(self, tokens: torch.Tensor, reference: bool = False) -> str:
+        """Detokenized text of `(length,)` tokens, as `fairseq-generate` prints it."""
+        text = self.tgt_dict.string(
+            utils.strip_pad(tokens.int().cpu(), self.tgt_dict.pad()),
+            self.cfg.eval_rouge_remove_bpe,
+            escape_unk=reference,
+        )
+        return self.rouge_detokenizer.decode(text)
+
+
+def _parse_json_object(name: str, text: Optional[str]) -> Dict[str, Any]:
+    """Parses an option that is a JSON object.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        value = error
+    if not isinstance(value, dict):
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(f"{flag} {text!r} is no JSON object; write it like '{{\"beam\": 4}}'")
+    return value
+
+
+def _log_count(label: str, count: TruncationCount, limit: int) -> None:
+    share = 100 * count.tokens_cut / max(1, count.tokens)
+    logger.info(
+        "%s: %s of %s cut to %s tokens (longest %s; %.1f%% of all tokens left out)",
+        label,
+        *(f"{value:,}" for value in (count.cut, count.samples, limit, count.longest)),
+        share,
+    )

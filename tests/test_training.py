@@ -71,13 +71,20 @@ DDP_SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from conftest import build
 
-rank, port = int(sys.argv[1]), sys.argv[2]
+rank, port, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2)
 model = build(perturb=False).train()
-replica = DistributedDataParallel(model)
+if kind == "replicated":
+    replica = DistributedDataParallel(model)
+else:
+    mesh = init_device_mesh("cpu", (2,))
+    for module in [*model.encoder.layers, *model.decoder.layers, model]:
+        replica = fully_shard(module, mesh=mesh)
 single = build(perturb=False).train()
 for step, (src_len, tgt_len) in enumerate([(23, 14), (3, 2), (9, 13), (30, 3)]):
     batches = []
@@ -92,18 +99,22 @@ for step, (src_len, tgt_len) in enumerate([(23, 14), (3, 2), (9, 13), (30, 3)]):
     for batch in batches:
         (single(*batch)[0].square().mean() / 2).backward()
     for (name, p), q in zip(model.named_parameters(), single.parameters()):
-        torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=1e-9, msg=name)
+        grad = p.grad.full_tensor() if kind == "sharded" else p.grad
+        torch.testing.assert_close(grad, q.grad, rtol=0, atol=1e-9, msg=name)
 print("equal")
 """
 
 
-def test_two_gloo_processes_agree_with_one_without_searching_for_unused_parameters() -> None:
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_two_gloo_processes_agree_with_one_without_searching_for_unused_parameters(
+    kind: str,
+) -> None:
     port = 20000 + os.getpid() % 20000
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", DDP_SCRIPT, str(rank), str(port)],
+            [sys.executable, "-W", "ignore", "-c", DDP_SCRIPT, str(rank), str(port), kind],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

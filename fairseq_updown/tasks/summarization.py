@@ -15,6 +15,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from omegaconf import open_dict
 
+from .. import generation
 from ..data.truncation import SummarizationDataset, TruncatedDataset, TruncationCount, truncate
 from ..scoring.rouge import ROUGE_TYPES, Rouge
 
@@ -234,6 +235,9 @@ class SummarizationTask(TranslationTask):
         return TruncatedDataset(dataset, limit) if count.cut else dataset
 
     # ----------------------------------------------------------------------------------- ROUGE
+
+    def build_generator(self, *args: Any, **kwargs: Any) -> Any:
+        return generation.mend(super().build_generator(*args, **kwargs))
 
     def inference_step(
         self,

@@ -1,0 +1,45 @@
+"""What beam search needs and the packaged fairseq gets wrong."""
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class RepeatBlocker(nn.Module):
+    """Forbids a hypothesis to say the same run of `size` tokens twice.
+
+    It takes the place of fairseq's, which compares the padding after the hypothesis instead of its
+    last tokens, so that `--no-repeat-ngram-size` does nothing (fairseq issues 4709 and 5206).
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def forward(
+        self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int
+    ) -> Tensor:
+        """
+        Args:
+            tokens: `(rows, max_len + 2)` long; column 0 is the start, columns up to step are real.
+            lprobs: `(rows, vocabulary)`, changed in place.
+            bsz, beam_size: unused.
+            step: number of tokens generated so far.
+        """
+        said = tokens[:, 1 : step + 1]
+        if said.size(1) < self.size:
+            return lprobs
+        runs = said.unfold(1, self.size, 1)  # rows x runs x size
+        recent = said[:, said.size(1) - self.size + 1 :].unsqueeze(1)
+        row, run = (runs[:, :, :-1] == recent).all(dim=2).nonzero(as_tuple=True)
+        lprobs[row, runs[row, run, -1]] = -math.inf
+        return lprobs
+
+
+def mend(generator: Any) -> Any:
+    """Makes a generator of fairseq's do what its options say; returns it."""
+    blocker = getattr(generator, "repeat_ngram_blocker", None)
+    if blocker is not None and not isinstance(blocker, RepeatBlocker):
+        generator.repeat_ngram_blocker = RepeatBlocker(blocker.no_repeat_ngram_size)
+    return generator

@@ -19,11 +19,11 @@ setup(
         "fairseq-fixed>=0.12.3",
         "hydra-core",
         "sacrebleu",
-        "sentencepiece",
+        "sentencepiece>=0.2.3",
         "rouge-score",
         "tqdm",
     ],
     extras_require={
-        "dev": ["hypothesis", "mypy", "pytest", "ruff"],
+        "dev": ["hypothesis", "matplotlib", "mypy", "pytest", "ruff"],
     },
 )

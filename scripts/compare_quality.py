@@ -1,0 +1,323 @@
+#!/usr/bin/env python3
+"""Train several systems on the same data and budget, and print how well each summarizes.
+
+Every system is trained with fairseq-train for the same number of updates on the same batches, once
+per seed, and validated with ROUGE as it goes; then it summarizes the test set. Printed are, as
+means over the seeds:
+
+    at equal updates: ROUGE-1/2/Lsum on the test set, and the negative log-likelihood per target
+        piece (base 2) on the validation set
+    at equal wall time: the same likelihood and the validation set's ROUGE-L after as many seconds
+        of training as the fastest system took, by linear interpolation between validations
+    source tokens per second of training, and the training process's peak memory
+
+Each run is kept under --out with its configuration; an interrupted one goes on from its checkpoint,
+and a finished one is not repeated, so add systems, seeds or updates as time allows.
+
+The data: a folder made by fairseq-preprocess, with src and tgt, in sentencepiece pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import UserError, positive, to_json, write_atomic
+from fairseq.data import data_utils
+
+import fairseq_updown
+from fairseq_updown.scoring.rouge import ROUGE_TYPES
+
+UPDOWN = "updown_transformer"
+
+# What is the same for all systems, by --size.
+SIZES = {
+    "small": dict(
+        source=512,
+        model="--encoder-layers 3 --decoder-layers 2 --encoder-embed-dim 128 "
+        "--decoder-embed-dim 128 --encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512 "
+        "--encoder-attention-heads 4 --decoder-attention-heads 4 --dropout 0",
+        training="--max-tokens 2560 --lr 0.003 --warmup-updates 200",
+        compression="--updown-block-size 64 --updown-decoder-block-size 64 --updown-slots 8 "
+        "--updown-pool-rate 4 --updown-memory-size 64 --updown-pool-layers 2",
+        generation=dict(beam=4, lenpen=1.0, min_len=5, max_len_b=40, no_repeat_ngram_size=3),
+    ),
+    "base": dict(
+        source=8192,
+        model="--dropout 0.1 --attention-dropout 0.1",
+        training="--max-tokens 32768 --lr 0.0005 --warmup-updates 4000 --bf16",
+        compression="--updown-pool-layers 2,4",
+        generation=dict(beam=4, lenpen=1.0, min_len=40, max_len_b=300, no_repeat_ngram_size=3),
+    ),
+}
+
+# name: (architecture, its options besides those of the size); the first four are the comparison,
+# the others are ablations of updown.
+SYSTEMS = {
+    "transformer": ("transformer", ""),
+    "updown": (UPDOWN, ""),
+    "blockwise": (UPDOWN, "--updown-slots 0 --updown-pool-layers ''"),
+    "pyramidion": (UPDOWN, "--updown-slots 0"),
+    "topk": (UPDOWN, "--updown-pooling topk"),
+    "mean": (UPDOWN, "--updown-pooling mean"),
+    "no gate": (UPDOWN, "--updown-no-gate"),
+    "no re-weighting": (UPDOWN, "--updown-no-reweight"),
+    "32 slots": (UPDOWN, "--updown-slots 32"),
+    "no pool": (UPDOWN, "--updown-pool-layers ''"),
+    "pool rate 2": (UPDOWN, "--updown-pool-rate 2"),
+}
+
+_JSON_LINE = re.compile(r"\| (train_inner|valid) \| (\{.*\})$")
+
+
+class Run:
+    """One system with one seed, in its own folder."""
+
+    def __init__(self, args: argparse.Namespace, system: str, seed: int):
+        self.args, self.system, self.seed = args, system, seed
+        self.folder = args.out / f"{system.replace(' ', '-')}-{seed}"
+        self.result = self.folder / f"result-{args.updates}.json"
+        self.size = SIZES[args.size]
+
+    def options(self) -> list[str]:
+        """The options of fairseq-train that make this run what it is."""
+        architecture, own = SYSTEMS[self.system]
+        size, source = self.size, self.args.source_tokens
+        updown = str(size["compression"]) if architecture == UPDOWN else ""
+        schedule = f"--lr-scheduler polynomial_decay --total-num-update {self.args.updates}"
+        text = (
+            f"--task summarization --truncate-source --truncate-target --arch {architecture} "
+            f"--max-source-positions {source} --max-target-positions 512 "
+            f"--encoder-normalize-before --decoder-normalize-before --share-all-embeddings "
+            f"{size['model']} {updown} {own} {size['training']} {schedule} "
+            f"--optimizer adam --clip-norm 1.0 --criterion label_smoothed_cross_entropy "
+            f"--label-smoothing 0.1 --seed {self.seed} --max-update {self.args.updates}"
+        )
+        options = text.replace("''", "EMPTY").split()
+        options = ["" if option == "EMPTY" else option for option in options]
+        start = ["--finetune-from-model", str(self.args.start)] if self.args.start else []
+        return [*options, "--adam-betas", "(0.9, 0.98)", *start, *self.args.extra]
+
+    def execute(self) -> dict[str, Any]:
+        """Trains and generates, or returns what an earlier call found."""
+        configuration = {"options": self.options(), "size": self.args.size}
+        if self.result.exists():
+            found = json.loads(self.result.read_text(encoding="utf-8"))
+            if found["configuration"] == configuration:
+                return found["figures"]
+            raise UserError(
+                f"{self.folder} was made with other options ({found['configuration']}): give "
+                "another --out, or remove it"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        figures = {"train": self.train(), "test": self.generate()}
+        write_atomic(self.result, to_json({"configuration": configuration, "figures": figures}))
+        return figures
+
+    def train(self) -> dict[str, Any]:
+        args, size = self.args, self.size
+        greedy = {**size["generation"], "beam": 1}  # type: ignore[dict-item]
+        interval = max(1, args.updates // args.validations // 4)
+        every = str(4 * interval)
+        log = self.folder / "train.log"
+        peak = self.call(
+            "fairseq-train", log, *self.options(),
+            *("--eval-rouge", "--eval-rouge-args", json.dumps(greedy)),
+            *("--validate-interval-updates", every, "--save-interval-updates", every),
+            *("--keep-interval-updates", "1", "--no-epoch-checkpoints", "--max-epoch", "100000"),
+            *("--log-format", "json", "--log-interval", str(interval)),
+            *("--save-dir", str(self.folder / "checkpoints")),
+        )  # fmt: skip
+        return {"peak MiB": peak / 1024, **read_training_log(log)}
+
+    def generate(self) -> dict[str, float]:
+        flags = [
+            text
+            for name, value in self.size["generation"].items()  # type: ignore[attr-defined]
+            for text in ("--" + name.replace("_", "-"), str(value))
+        ]
+        log = self.folder / "generate.log"
+        log.unlink(missing_ok=True)
+        self.call(
+            "fairseq-generate", log, "--task", "summarization", "--truncate-source",
+            *("--truncate-target", "--scoring", "rouge", "--remove-bpe", "sentencepiece"),
+            *("--path", str(self.folder / "checkpoints" / "checkpoint_last.pt"), *flags),
+            *("--max-tokens", str(4 * self.args.source_tokens)),
+        )  # fmt: skip
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
+        found = dict(re.findall(r"ROUGE-(\w+) ([\d.]+)", last))
+        return {name: float(found[name.removeprefix("rouge")]) for name in ROUGE_TYPES}
+
+    def call(self, command: str, log: Path, *arguments: str) -> int:
+        """Runs a fairseq command on the data; returns its peak resident memory in KiB."""
+        plugin = str(Path(fairseq_updown.__file__).parent)
+        program = [str(Path(sys.executable).parent / command), str(self.args.data)]
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        environment["OMP_NUM_THREADS"] = str(self.args.threads)
+        device = ["--cpu"] if self.args.cpu else []
+        with log.open("a", encoding="utf-8") as stream:
+            process = subprocess.Popen(
+                [*program, "--user-dir", plugin, *device, *arguments],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
+            raise UserError(f"{command} failed for {self.folder.name}:\n{tail}\n(log: {log})")
+        return usage.ru_maxrss
+
+
+def read_training_log(path: Path) -> dict[str, Any]:
+    """Seconds of training, and the validations as (updates, seconds, nll, ROUGE-L).
+
+    Validation and saving do not count. A resumed training logs the updates since its checkpoint
+    again; the later ones count.
+    """
+    intervals: dict[int, float] = {}
+    validations: dict[int, tuple[float, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = _JSON_LINE.search(line)
+        if not found:
+            continue
+        kind, values = found[1], json.loads(found[2])
+        if kind == "valid":
+            scores = (float(values["valid_nll_loss"]), float(values["valid_rougeL"]))
+            validations[int(values["valid_num_updates"])] = scores
+        else:
+            intervals[int(values["num_updates"])] = float(values["train_wall"])
+    ends = sorted(intervals)
+    seconds = np.cumsum([intervals[end] for end in ends])
+    curve = [
+        (updates, float(np.interp(updates, [0, *ends], [0.0, *seconds])), *validations[updates])
+        for updates in sorted(validations)
+    ]
+    return {"updates": ends[-1], "seconds": float(seconds[-1]), "curve": curve}
+
+
+def source_tokens_per_update(data: Path, limit: int, max_tokens: int) -> float:
+    """Mean number of source tokens in a batch of the training set, cut to `limit`."""
+    dataset = data_utils.load_indexed_dataset(str(data / "train.src-tgt.src"))
+    cut = np.sort(np.minimum(dataset.sizes, limit))
+    batches, longest, rows = 1, 0, 0
+    for size in cut:  # as fairseq fills batches: in rising length
+        longest, rows = max(longest, int(size)), rows + 1
+        if longest * rows > max_tokens:
+            batches, longest, rows = batches + 1, int(size), 1
+    return float(cut.sum() / batches)
+
+
+# -------------------------------------------------------------------------------------- the table
+
+
+def at_time(curve: list[tuple[float, ...]], seconds: float) -> tuple[float, float]:
+    """Validation likelihood and ROUGE-L after so many seconds of training."""
+    _, times, nll, rouge = np.array(curve).T
+    return float(np.interp(seconds, times, nll)), float(np.interp(seconds, times, rouge))
+
+
+def table(results: dict[str, list[dict[str, Any]]], tokens_per_update: float) -> str:
+    """The comparison as a Markdown table: the mean over the seeds, and their half range."""
+
+    def cell(values: Sequence[float], digits: int = 2) -> str:
+        spread = f" ±{(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.{digits}f}{spread}"
+
+    budget = min(
+        float(np.mean([run["train"]["seconds"] for run in runs])) for runs in results.values()
+    )
+    head = ["system", "seeds", "ROUGE-1", "ROUGE-2", "ROUGE-Lsum", "valid nll"]
+    head += [f"nll, {budget:.0f} s", f"ROUGE-L, {budget:.0f} s", "tokens/s", "peak MiB"]
+    lines = [head, ["---"] * len(head)]
+    for system, runs in results.items():
+        trained = [run["train"] for run in runs]
+        timed = [at_time(run["train"]["curve"], budget) for run in runs]
+        rates = [tokens_per_update * train["updates"] / train["seconds"] for train in trained]
+        lines.append(
+            [
+                system,
+                str(len(runs)),
+                *(
+                    cell([run["test"][f"rouge{kind}"] for run in runs])
+                    for kind in ("1", "2", "Lsum")
+                ),
+                cell([train["curve"][-1][2] for train in trained], 3),
+                cell([nll for nll, _ in timed], 3),
+                cell([rouge for _, rouge in timed]),
+                cell(rates, 0),
+                cell([train["peak MiB"] for train in trained], 0),
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("data", type=Path, help="made by fairseq-preprocess, with src and tgt")
+    add("--out", type=Path, required=True, metavar="DIR", help="where the runs are kept")
+    add("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS)[:4], metavar="NAME",
+        help=f"default: the first four of {', '.join(SYSTEMS)}")  # fmt: skip
+    add("--seeds", nargs="+", type=int, default=[1, 2], metavar="N")
+    add("--size", choices=list(SIZES), default="small", help="model and batches (default: small)")
+    add("--source-tokens", type=positive, metavar="N", help="cut documents to this (by size)")
+    add("--updates", type=positive, default=1000, metavar="N")
+    add("--start", type=Path, metavar="FILE",
+        help="stock transformer of this size, where every run starts")  # fmt: skip
+    add("--validations", type=positive, default=4, metavar="N", help="per run (default 4)")
+    add("--jobs", type=positive, default=1, metavar="N", help="runs at a time (default 1)")
+    add("--threads", type=positive, default=1, metavar="N", help="of each run (default 1)")
+    add("--gpu", dest="cpu", action="store_false", help="train on the GPU")
+    add("--table-only", action="store_true", help="print what has been run so far")
+    add("extra", nargs="*", help="after --: further options of fairseq-train, for all systems")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    if not (args.data / "dict.src.txt").exists():
+        raise UserError(f"{args.data} has no dict.src.txt: give a folder of fairseq-preprocess")
+    if args.start and not args.start.is_file():
+        raise UserError(f"--start {args.start} does not exist: give a checkpoint of fairseq-train")
+    args.source_tokens = args.source_tokens or SIZES[args.size]["source"]
+    runs = [Run(args, system, seed) for seed in args.seeds for system in args.systems]
+    if args.table_only:
+        runs = [run for run in runs if run.result.exists()]
+        if not runs:
+            raise UserError(f"--out {args.out} has no finished run of {args.updates} updates")
+    results: dict[str, list[dict[str, Any]]] = {}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for run, figures in zip(runs, pool.map(Run.execute, runs)):
+            results.setdefault(run.system, []).append(figures)
+            print(f"{run.folder.name}: {json.dumps(figures['test'])}", file=sys.stderr, flush=True)
+    max_tokens = int(re.findall(r"--max-tokens (\d+)", " ".join(runs[0].options()))[-1])
+    print(table(results, source_tokens_per_update(args.data, args.source_tokens, max_tokens)))
+    print(
+        f"\n{args.updates} updates, size {args.size}, sources cut to {args.source_tokens} tokens, "
+        f"{args.jobs} runs at a time with {args.threads} threads each"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (UserError, OSError) as error:
+        raise SystemExit(f"compare_quality: error: {error}") from error
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,313 @@
+"""What highlight.py writes: numbers and text in, a self-contained HTML page and a chart out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+TEMPLATE = Path(__file__).with_name("highlight_page.html")
+FAINT = 0.2  # of the full colour, for a token of the mean share
+LEVELS = 15  # shades beside none: the classes k1 ... k15 of the template
+BINS = 200  # of the chart
+PASSAGES = 3  # of a word
+PASSAGE = 24  # tokens
+SECTION = 400  # tokens, at least, that the browser draws or skips together
+DENSE = 64  # blocks of fewer tokens have their numbers in the text instead of the margin
+INDENTED = 0.2  # share of indented lines from which a text is taken to be laid out by spaces
+
+# What a browser would drop, or what would reorder or hide the text around it: controls other than
+# tab and newline, bidirectional overrides and isolates, surrogates, tags, and non-characters.
+_ODD = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff"
+    "\U000e0000-\U000e007f]"
+)
+
+
+class Word(NamedTuple):
+    """A word of the summary and what the decoder read while it wrote it.
+
+    Attributes:
+        text: the word.
+        space: whether a space precedes it.
+        passages: its strongest passages, best first: first and last token, and their attention.
+        positions: `(entries,)`, its strongest source tokens, rising.
+        weights: `(entries,)`, their attention; that of all source tokens sums to 1.
+    """
+
+    text: str
+    space: bool
+    passages: list[tuple[int, int, float]]
+    positions: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
+class Page(NamedTuple):
+    """What the page shows.
+
+    Attributes:
+        title: name of the document.
+        text: the document, verbatim.
+        spans: `(begin, end)` in the text of each token but the last (end of sentence), rising.
+        shares: `(tokens,)`, each token's share of its memory slot.
+        slots: `(tokens,)`, its memory slot.
+        memory: number of memory slots.
+        block: tokens of a block, counted from the first token.
+        words: of the summary.
+        facts: label and value, for the head of the page.
+        notes: sentences below them.
+    """
+
+    title: str
+    text: str
+    spans: list[tuple[int, int]]
+    shares: NDArray[np.float64]
+    slots: NDArray[np.int64]
+    memory: int
+    block: int
+    words: list[Word]
+    facts: list[tuple[str, str]]
+    notes: list[str]
+
+
+def passages(attention: NDArray[np.float64]) -> list[tuple[int, int, float]]:
+    """The strongest runs of PASSAGE tokens that do not overlap, best first.
+
+    Args:
+        attention: `(src_len,)`.
+
+    Returns:
+        first token, last token and attention of each.
+    """
+    width = min(PASSAGE, len(attention))
+    sums = np.convolve(attention, np.ones(width), mode="valid")
+    found: list[tuple[int, int, float]] = []
+    while len(found) < PASSAGES and float(sums.max()) > 0:
+        first = int(sums.argmax())
+        found.append((first, first + width - 1, float(sums[first])))
+        sums[max(0, first - width + 1) : first + width] = 0
+    return found
+
+
+def escape(text: str) -> str:
+    """HTML that shows the text; an odd character becomes `<b class=odd data-c=HEX></b>`."""
+    return _ODD.sub(
+        lambda match: f'<b class="odd" data-c="{ord(match[0]):04X}"></b>', html.escape(text)
+    )
+
+
+def plain(text: str) -> str:
+    """HTML where no element may stand; odd characters become U+FFFD."""
+    return html.escape(_ODD.sub("\ufffd", text))
+
+
+def exponent(even: float) -> float:
+    """What to raise shares to, so that what is kept evenly gets a faint shade, at most linear."""
+    return min(1.0, math.log(FAINT) / math.log(even)) if even < 1 else 1.0
+
+
+def level(share: float, power: float) -> int:
+    """The shade of a share."""
+    return round(LEVELS * min(1.0, max(0.0, share)) ** power)
+
+
+def section_end(between: str, before: str, size: int) -> int:
+    """Where a section may end: at a line break, or in an endless paragraph after a sentence.
+
+    Args:
+        between: white space between two tokens.
+        before: the character before it.
+        size: tokens of the section so far.
+
+    Returns:
+        how many characters of `between` the section takes; 0: it goes on.
+    """
+    if size < SECTION or not between:
+        return 0
+    if "\n" in between:
+        return between.rindex("\n") + 1
+    if size >= 2 * SECTION or (before in {*".!?\u3002"} and size >= 1.5 * SECTION):
+        return len(between)
+    return 0
+
+
+def document_html(page: Page) -> str:
+    """The text with one `<i>` a token, in sections."""
+    parts = ["<section>"]
+    power = exponent(page.memory / len(page.shares))
+    marked = page.block < len(page.shares)
+    cursor = first = 0
+    for index, share in enumerate(page.shares):
+        last = index == len(page.spans)
+        begin, end = (cursor, cursor) if last else page.spans[index]
+        token = page.text[begin:end]
+        indent = len(token) - len(token.lstrip())
+        if token.isspace() and "\n" not in token:
+            indent = 0  # there is nothing else to highlight
+        between = page.text[cursor : begin + indent]
+        cut = section_end(between, page.text[cursor - 1 : cursor], index - first)
+        if cut:
+            parts.append(f"{escape(between[:cut])}</section><section>{escape(between[cut:])}")
+            first = index
+        else:
+            parts.append(escape(between))
+        if marked and index % page.block == 0:
+            parts.append(f'<b class="block" data-n="{index // page.block + 1}"></b>')
+        style = f"k{level(share, power)}" + " eos" * last
+        parts.append(f'<i class="{style}">{escape(token[indent:])}</i>')
+        cursor = end
+    rest = page.text[cursor:].lstrip()
+    parts.append(escape(page.text[cursor : len(page.text) - len(rest)]))
+    if rest:
+        parts.append(f'</section><section><span class="unread">{escape(rest)}</span>')
+    return "".join(parts) + "</section>"
+
+
+def summary_html(words: list[Word]) -> str:
+    """One focusable element a word; the arrow keys lead from the first to the others."""
+    if not words:
+        return "<em>(the model wrote nothing)</em>"
+
+    def elements() -> Iterator[str]:
+        for number, word in enumerate(words):
+            yield " " if word.space and number else ""
+            state = f'role="button" aria-pressed="false" tabindex="{-1 if number else 0}"'
+            yield f'<span class="w" {state}>{escape(word.text)}</span>'
+
+    return "".join(elements())
+
+
+def pack(values: Any, dtype: str) -> str:
+    """Numbers as little-endian bytes in base64."""
+    return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode("ascii")
+
+
+def script_json(value: Any) -> str:
+    """JSON in ASCII that cannot end the script element it stands in, nor open a comment."""
+    text = json.dumps(value, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def data_json(page: Page) -> str:
+    """What the script works on; the attention of word w is entries starts[w] to starts[w + 1]."""
+    words = page.words
+    return script_json(
+        {
+            "block": page.block,
+            "shares": pack(page.shares, "<f4"),
+            "slots": pack(page.slots, "<i4"),
+            "starts": pack(np.cumsum([0, *(len(word.positions) for word in words)]), "<i4"),
+            "positions": pack(np.concatenate([[], *(word.positions for word in words)]), "<i4"),
+            "weights": pack(np.concatenate([[], *(word.weights for word in words)]), "<f4"),
+            "words": [
+                [[first, last, round(mass, 5)] for first, last, mass in word.passages]
+                for word in words
+            ],
+        }
+    )
+
+
+def page_style(page: Page) -> str:
+    """The classes of the page."""
+    lines = [line for line in page.text.split("\n") if line.strip()]
+    indented = sum(line.startswith(("  ", "\t")) for line in lines)
+    mono = len(lines) > 1 and indented >= INDENTED * len(lines)
+    whole = page.memory == len(page.shares)
+    return " ".join(["mono"] * mono + ["dense"] * (page.block < DENSE) + ["whole"] * whole)
+
+
+def policy(template: str) -> str:
+    """A content security policy that lets the page's own style and script run, and nothing else."""
+
+    def digest(tag: str) -> str:
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
+        hashed = hashlib.sha256(content.encode()).digest()
+        return f"'sha256-{base64.b64encode(hashed).decode('ascii')}'"
+
+    return (
+        f"default-src 'none'; style-src {digest('style')}; script-src {digest('script')}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def render(page: Page) -> str:
+    """The whole page."""
+    template = TEMPLATE.read_text(encoding="utf-8")
+    even = page.memory / len(page.shares)
+    values = {
+        "policy": policy(template),
+        "title": plain(page.title),
+        "facts": "\n".join(
+            f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>"
+            for label, value in page.facts
+        ),
+        "notes": "\n".join(f"<p>{escape(note)}</p>" for note in page.notes),
+        "summary": summary_html(page.words),
+        "memory": f"{page.memory:,}",
+        "even": f"{even:.3g}",
+        "even_class": f"k{level(even, exponent(even))}",
+        "ticks": "".join(
+            f"<span>{(tick / 4) ** (1 / exponent(even)):.2g}</span>" for tick in range(5)
+        ),
+        "style": page_style(page),
+        "document": document_html(page),
+        "data": data_json(page),
+    }
+    # One pass: what is filled in may itself hold {{...}}.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+
+
+# --------------------------------------------------------------------------------------- chart
+
+
+def binned(weight: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean share per token over equal parts of the document.
+
+    Returns:
+        the parts' borders `(bins + 1,)` in tokens, and the means `(bins,)`.
+    """
+    borders = np.unique(np.linspace(0, len(weight), BINS + 1).round().astype(np.int64))
+    return borders.astype(np.float64), np.add.reduceat(weight, borders[:-1]) / np.diff(borders)
+
+
+def chart_png(title: str, stages: Sequence[tuple[str, NDArray[np.float64], int]]) -> bytes:
+    """The mean share per token over the document, a panel for each stage.
+
+    Args:
+        title: name of the document.
+        stages: name, shares `(tokens,)` and number of slots of each.
+    """
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # else it lists all fonts
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1 + 2.1 * len(stages)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(len(stages), 1, sharex=True, squeeze=False)[:, 0])
+    for panel, (name, weight, length) in zip(panels, stages):
+        even = length / len(weight)
+        borders, means = binned(weight)
+        panel.stairs(means, borders, fill=True, color="#f2b705")
+        panel.axhline(even, color="#444444", linewidth=1, linestyle="--", label=f"even: {even:.3g}")
+        panel.set_title(f"{name}: {len(weight):,} tokens in {length:,}", fontsize=10)
+        panel.set_ylim(0, 1.1 * max(float(means.max()), even))
+        panel.set_xlim(0, len(weight))
+        panel.set_ylabel("share per token")
+        panel.legend(loc="upper right", fontsize=8)
+    panels[-1].set_xlabel("token of the document")
+    shown = title.encode("ascii", "replace").decode("ascii")  # the font lacks most scripts
+    figure.suptitle(f"What was kept of {shown}", fontsize=11, parse_math=False)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
+    return content.getvalue()

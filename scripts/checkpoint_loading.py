@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 from argparse import Namespace
@@ -13,14 +12,11 @@ from typing import Any
 import sentencepiece
 import torch
 from common import UserError
+from fairseq import checkpoint_utils, tasks, utils
+from fairseq.data import data_utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-logging.getLogger("fairseq").setLevel(logging.WARNING)  # importing its tasks turns logging on
-
-from fairseq import checkpoint_utils, tasks, utils  # noqa: E402
-from fairseq.data import data_utils  # noqa: E402
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
-
-from fairseq_updown import generation  # noqa: E402  the package registers what checkpoints need
+from fairseq_updown import generation  # the package registers what checkpoints need
 
 SENTENCEPIECE_MODEL = "spm.model"
 SAME_VOCABULARY = 0.9  # least share of the dictionary that the sentencepiece model must know

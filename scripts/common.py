@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,10 @@ from typing import Any, TypeVar
 
 import sentencepiece
 from tqdm import tqdm
+
+# Importing fairseq turns logging on for all; warnings are enough in a script.
+for _name in ("fairseq", "absl"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 T = TypeVar("T")
 
@@ -51,15 +56,23 @@ def to_json(value: Any) -> str:
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write one text a line; for files inside an :func:`atomic_directory`."""
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds either its old content or all of the new."""
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a file that :func:`write_lines` wrote; only a newline ends one."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            yield line.removesuffix("\n")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write ``content`` so that ``path`` holds either its old content or all of the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -231,8 +244,24 @@ def write_parallel(
         for each split the number of pairs, and for each suffix its lengths in words and pieces
         (without end of sentence) and the number of unknown pieces
     """
-    raw, spm = out / "raw", out / "spm"
+    raw = out / "raw"
     raw.mkdir()
+    for name, sides in splits.items():
+        for suffix, texts in sides.items():
+            write_lines(raw / f"{name}.{suffix}", texts)
+    suffixes = list(next(iter(splits.values())))
+    return encode_parallel(out, list(splits), suffixes, model_texts, vocab_size)
+
+
+def encode_parallel(
+    out: Path,
+    names: Sequence[str],
+    suffixes: Sequence[str],
+    model_texts: Iterable[str],
+    vocab_size: int,
+) -> dict[str, dict[str, Any]]:
+    """Write ``spm/`` for the text in ``raw/``, a line at a time; see :func:`write_parallel`."""
+    spm = out / "spm"
     spm.mkdir()
     model = train_sentencepiece(model_texts, vocab_size, spm / "spm.model")
     vocabulary = [model.id_to_piece(number) for number in range(model.get_piece_size())]
@@ -241,19 +270,35 @@ def write_parallel(
     )
     counts: Counter[str] = Counter()
     figures: dict[str, dict[str, Any]] = {}
-    for name, sides in splits.items():
-        figures[name] = {"pairs": len(next(iter(sides.values())))}
-        for suffix, texts in sides.items():
-            bar = progress(texts, f"encoding {name}.{suffix}", len(texts))
-            encoded = [model.encode(text, out_type=str) for text in bar]
-            write_lines(raw / f"{name}.{suffix}", texts)
-            write_lines(spm / f"{name}.{suffix}", map(" ".join, encoded))
+    for name in names:
+        figures[name] = {}
+        for suffix in suffixes:
+            file = f"{name}.{suffix}"
+            words, pieces, seen = encode_lines(model, out / "raw" / file, spm / file)
+            figures[name]["pairs"] = len(words)
             figures[name][suffix] = {
-                "words": lengths(len(text.split()) for text in texts),
-                "pieces": lengths(map(len, encoded)),
-                "unknown pieces": sum(piece not in known for text in encoded for piece in text),
+                "words": lengths(words),
+                "pieces": lengths(pieces),
+                "unknown pieces": sum(count for piece, count in seen.items() if piece not in known),
             }
             if name == "train":
-                counts.update(piece for text in encoded for piece in text)
+                counts += seen
     write_lines(spm / "dict.txt", (f"{piece} {counts[piece]}" for piece in known))
     return figures
+
+
+def encode_lines(
+    model: sentencepiece.SentencePieceProcessor, raw: Path, encoded: Path
+) -> tuple[list[int], list[int], Counter[str]]:
+    """Encode a file by lines; return each one's words and pieces, and how often pieces occur."""
+    words: list[int] = []
+    pieces: list[int] = []
+    seen: Counter[str] = Counter()
+    with encoded.open("w", encoding="utf-8", newline="\n") as file:
+        for text in progress(read_lines(raw), f"encoding {raw.name}"):
+            found = model.encode(text, out_type=str)
+            file.write(" ".join(found) + "\n")
+            words.append(len(text.split()))
+            pieces.append(len(found))
+            seen.update(found)
+    return words, pieces, seen

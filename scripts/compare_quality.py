@@ -282,8 +282,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=positive, default=1, metavar="N", help="of each run (default 1)")
     add("--gpu", dest="cpu", action="store_false", help="train on the GPU")
     add("--table-only", action="store_true", help="print what has been run so far")
-    add("extra", nargs="*", help="after --: further options of fairseq-train, for all systems")
-    return parser.parse_args(argv)
+    parser.usage = (
+        parser.format_usage().removeprefix("usage: ") + "    [-- options of fairseq-train]"
+    )
+    given = list(sys.argv[1:] if argv is None else argv)
+    end = given.index("--") if "--" in given else len(given)
+    args = parser.parse_args(given[:end])
+    args.extra = given[end + 1 :]
+    return args
 
 
 def run(args: argparse.Namespace) -> None:

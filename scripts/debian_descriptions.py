@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,27 +11,17 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from apt_archive import private_apt, update
 from common import UserError, progress
 
-APT_SETTINGS = """\
-#clear Acquire::Languages;
-#clear Acquire::IndexTargets;
-#clear APT::Update::Pre-Invoke;
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-Acquire::Languages "{languages}";
-Acquire::GzipIndexes "false";
-Acquire::IndexTargets::deb::Translations {{
+LANGUAGES = """\
+Acquire::Languages "en,{lang}";
+Acquire::IndexTargets::deb::Translations {{{{
   MetaKey "$(COMPONENT)/i18n/Translation-$(LANGUAGE)";
   flatMetaKey "$(LANGUAGE)";
   ShortDescription "Translation-$(LANGUAGE)";
   Description "$(RELEASE)/$(COMPONENT) Translation-$(LANGUAGE)";
-}};
-APT::Update::Error-Mode "any";
-Dir::State "{root}/state";
-Dir::State::lists "{root}/state/lists";
-Dir::State::status "{root}/state/status";
-Dir::Cache "{root}/cache";
+}}}};
 """
 
 
@@ -62,32 +49,8 @@ def fetch_indexes(apt_dir: Path, lang: str) -> Path:
     Raises:
         UserError: apt is not installed, or it fetched nothing.
     """
-    if shutil.which("apt-get") is None:
-        raise UserError(
-            "apt-get is not on PATH, so there are no package descriptions to fetch. Run this on a "
-            "Debian-like system, or give text of your own with --from-text DIR"
-        )
-    root = apt_dir.resolve()
-    if '"' in str(root):
-        raise UserError(f"--apt-dir {apt_dir}: apt cannot read a path with a quotation mark")
-    lists = root / "state" / "lists"
-    (lists / "partial").mkdir(parents=True, exist_ok=True)
-    (root / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-    (root / "state" / "status").touch()
-    settings = APT_SETTINGS.format(languages=f"en,{lang}", root=root)
-    if os.geteuid() == 0:  # apt would drop to a user who may not enter a private directory
-        settings += 'APT::Sandbox::User "root";\n'
-    config = root / "apt.conf"
-    config.write_text(settings, encoding="utf-8")
-    done = subprocess.run(["apt-get", "-c", str(config), "update"], stdout=2, check=False)
-    if done.returncode and not any(lists.glob("*Release")):
-        raise UserError(
-            f"apt-get update fetched nothing (exit status {done.returncode}, its messages are "
-            "above). Check the network and the system's apt sources, or use --from-text DIR"
-        )
-    if done.returncode:
-        print("warning: apt could not fetch every index; using what it has", file=sys.stderr)
-    return lists
+    instead = "give text of your own with --from-text DIR"
+    return update(private_apt(apt_dir, LANGUAGES.format(lang=lang), instead), instead)
 
 
 def index_files(lists: Path, lang: str) -> list[Path]:

@@ -47,6 +47,7 @@ if [ ! -d "$work/bin" ]; then
     --srcdict "$work/corpus/spm/dict.txt" --trainpref "$work/corpus/spm/train" \
     --validpref "$work/corpus/spm/valid" --testpref "$work/corpus/spm/test" \
     --workers 2 --destdir "$work/bin.partial" 2>&1 | grep -E 'sents|Wrote' || exit 1
+  cp "$work/corpus/spm/spm.model" "$work/bin.partial" # where summarize.py looks for it
   mv "$work/bin.partial" "$work/bin"
 fi
 
@@ -63,7 +64,7 @@ if [ -e "$last" ] && ! "$bin/python" -m zipfile -t "$last" >/dev/null 2>&1; then
 fi
 generated=$work/generated-$updates.txt
 [ -f "$generated" ] || # fairseq would take one more update than --max-update at every rerun
-  "$bin/fairseq-train" "$work/bin" --user-dir "$plugin" --task translation --truncate-source \
+  "$bin/fairseq-train" "$work/bin" --user-dir "$plugin" --task summarization --truncate-source --truncate-target \
   --arch updown_transformer_tiny --share-all-embeddings \
   --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 \
   --decoder-attention-heads 4 --encoder-normalize-before --decoder-normalize-before \
@@ -73,7 +74,6 @@ generated=$work/generated-$updates.txt
   --lr 0.003 --lr-scheduler polynomial_decay --warmup-updates 200 --total-num-update "$updates" \
   --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0 \
   --max-tokens 2500 --max-update "$updates" --max-epoch 1000 --cpu --seed 1 \
-  --required-batch-size-multiple 1 --skip-invalid-size-inputs-valid-test \
   --validate-interval-updates 500 --save-interval-updates 250 --keep-interval-updates 1 \
   --no-epoch-checkpoints --log-format simple --log-interval 50 \
   --save-dir "$work/checkpoints" 2>&1 | tee -a "$work/train.log" |
@@ -82,10 +82,9 @@ generated=$work/generated-$updates.txt
 
 say "5/6 fairseq-generate on the test set"
 if [ ! -f "$generated" ]; then
-  "$bin/fairseq-generate" "$work/bin" --user-dir "$plugin" --task translation --truncate-source \
+  "$bin/fairseq-generate" "$work/bin" --user-dir "$plugin" --task summarization --truncate-source --truncate-target \
     --path "$work/checkpoints/checkpoint_last.pt" --cpu --max-tokens 4000 \
     --max-source-positions 96 --max-target-positions 128 \
-    --required-batch-size-multiple 1 --skip-invalid-size-inputs-valid-test \
     --beam 4 --lenpen 1.5 --min-len 8 --max-len-b 60 --no-repeat-ngram-size 3 \
     --remove-bpe sentencepiece >"$generated.partial" 2>"$work/generate.log" ||
     { tail -n 5 "$work/generate.log" >&2; exit 1; }
@@ -97,4 +96,6 @@ say "6/6 scores beside the lead baseline, and five examples"
 "$bin/python" scripts/score_summaries.py --generated "$generated" \
   --references "$work/corpus/raw/test.tgt" --sources "$work/corpus/raw/test.src" \
   --bodies "$work/corpus/raw/test.body" --examples 5 --json "$work/scores-$updates.json"
-say "done; model in $work/checkpoints, scores in $work/scores-$updates.json"
+say "done; model in $work/checkpoints, scores in $work/scores-$updates.json; now try
+  echo 'text' | $bin/python scripts/summarize.py --long truncate \\
+    --data $work/bin --checkpoint $work/checkpoints/checkpoint_last.pt"

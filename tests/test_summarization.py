@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, Dict, List
 
+import numpy as np
 import pytest
 import torch
 from commands import PLUGIN, run, train_arguments
@@ -14,7 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from fairseq_updown.data.truncation import TruncatedDataset, TruncationCount
+from fairseq_updown.data.truncation import (
+    SummarizationDataset,
+    TruncatedDataset,
+    TruncationCount,
+)
 from fairseq_updown.models.updown_transformer.model import tile_positions
 from fairseq_updown.scoring.rouge import ROUGE_TYPES, Rouge, RougeScorer
 from fairseq_updown.tasks.summarization import SummarizationConfig, SummarizationTask
@@ -133,6 +138,28 @@ def test_every_sample_is_in_one_batch(work: Path, split: str, multiple: int, buc
     assert all(rows * width <= 300 for rows, width in shapes)
     if buckets:
         assert len({width for _, width in shapes}) <= buckets
+
+
+@pytest.mark.parametrize("buckets", [0, 4])
+def test_documents_of_64k_tokens_are_batched_by_length(work: Path, buckets: int) -> None:
+    task = make_task(work, max_source_positions=65536)
+    sizes = np.array([300, 8192, 65536, 40000, 8000, 16384, 20000, 64, 9000, 64000])
+    documents = ListDataset([torch.full((size,), 5) for size in sizes], sizes)
+    summaries = ListDataset([torch.full((20,), 6)] * 10, np.full(10, 20))
+    task.datasets["train"] = SummarizationDataset(
+        documents, sizes, task.src_dict, summaries, summaries.sizes, task.tgt_dict,
+        num_buckets=buckets,
+    )  # fmt: skip
+    iterator = task.get_batch_iterator(
+        task.dataset("train"), max_tokens=65536, max_positions=task.max_positions()
+    )
+    found = list(iterator.next_epoch_itr(shuffle=False))
+    assert sorted(i for batch in found for i in batch["id"].tolist()) == list(range(10))
+    shapes = [batch["net_input"]["src_tokens"].shape for batch in found]
+    assert all(rows * width <= 65536 for rows, width in shapes)
+    assert len(found) < 10  # the shorter ones share batches
+    padding = sum(batch["net_input"]["src_tokens"].eq(1).sum().item() for batch in found)
+    assert padding < sizes.sum() * (0.2 if buckets == 0 else 0.6)
 
 
 def test_too_long_samples_are_refused_even_in_training(work: Path) -> None:

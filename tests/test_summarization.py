@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from fairseq_updown.data.truncation import (
+from fairseq_updown.data.summarization_dataset import (
     SummarizationDataset,
     TruncatedDataset,
     TruncationCount,

@@ -16,7 +16,12 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_l
 from omegaconf import open_dict
 
 from .. import generation
-from ..data.truncation import SummarizationDataset, TruncatedDataset, TruncationCount, truncate
+from ..data.summarization_dataset import (
+    SummarizationDataset,
+    TruncatedDataset,
+    TruncationCount,
+    truncate,
+)
 from ..scoring.rouge import ROUGE_TYPES, Rouge
 
 logger = logging.getLogger(__name__)

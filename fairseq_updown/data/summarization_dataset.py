@@ -1,4 +1,4 @@
-"""Truncation that is exact, counted, and keeps what was cut from references for scoring."""
+"""The summarization data set: truncation that is exact and counted, whole references, buckets."""
 
 from typing import Any, Dict, List, NamedTuple, Optional
 

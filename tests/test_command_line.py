@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -143,7 +144,9 @@ hydra: {{run: {{dir: {work / "hydra_run"}}}}}
     assert sum(line.startswith("H-") for line in lines) == 13
 
 
-def test_two_processes_train_as_one_with_twice_the_batch(work: Path) -> None:
+def test_two_processes_train_and_score_as_one_with_twice_the_batch(work: Path) -> None:
+    rouge = ["--task", "summarization", "--eval-rouge", "--eval-rouge-remove-bpe", "none"]
+    rouge += ["--eval-rouge-args", '{"beam": 2, "min_len": 5, "max_len_b": 9}']
     port = random.Random(os.getpid()).randrange(20000, 40000)
     logs = []
     for rank in (0, 1):
@@ -152,7 +155,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(work: Path) -> None:
             f"--distributed-init-method tcp://localhost:{port} --distributed-backend gloo "
             "--ddp-backend legacy_ddp --dropout 0"
         ).split()
-        command = train_arguments(work, work / "two", *distributed, "--max-update", 8)
+        command = train_arguments(work, work / "two", *distributed, *rouge, "--max-update", 8)
         logs.append(
             subprocess.Popen(
                 [str(BIN / "fairseq-train"), *map(str, command)],
@@ -165,7 +168,11 @@ def test_two_processes_train_as_one_with_twice_the_batch(work: Path) -> None:
     outputs = [process.communicate(timeout=200)[0] for process in logs]
     assert all(process.returncode == 0 for process in logs), outputs[0][-2000:]
     single = train_arguments(work, work / "one", "--dropout", 0, "--update-freq", 2)
-    run("fairseq-train", *single, "--max-update", 8)
+    alone = run("fairseq-train", *single, *rouge, "--max-update", 8)
+    scores = [re.findall(r"\| (rouge\w+ [\d.]+)", log) for log in (outputs[0], alone)]
+    assert scores[0] == scores[1]
+    assert len(scores[0]) >= 4
+    assert any(float(score.split()[1]) > 0 for score in scores[0])
     a, b = (load(work / name / "checkpoint_last.pt")["model"] for name in ("two", "one"))
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4, msg=key)

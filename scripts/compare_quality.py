@@ -8,7 +8,7 @@ means over the seeds:
     at equal updates: ROUGE-1/2/Lsum on the test set, and the negative log-likelihood per target
         piece (base 2) on the validation set
     at equal wall time: the same likelihood and the validation set's ROUGE-L after as many seconds
-        of training as the fastest system took, by linear interpolation between validations
+        of training as the fastest system takes, by linear interpolation between validations
     source tokens per second of training, and the training process's peak memory
 
 Each run is kept under --out with its configuration; an interrupted one goes on from its checkpoint,
@@ -126,8 +126,8 @@ class Run:
     def train(self) -> dict[str, Any]:
         args, size = self.args, self.size
         greedy = {**size["generation"], "beam": 1}  # type: ignore[dict-item]
-        interval = max(1, args.updates // args.validations // 4)
-        every = str(4 * interval)
+        interval = max(1, args.updates // args.validations // 8)
+        every = str(8 * interval)
         log = self.folder / "train.log"
         peak = self.call(
             "fairseq-train", log, *self.options(),
@@ -179,13 +179,14 @@ class Run:
 
 
 def read_training_log(path: Path) -> dict[str, Any]:
-    """Seconds of training, and the validations as (updates, seconds, nll, ROUGE-L).
+    """Updates, updates per second, and the validations as (updates, nll, ROUGE-L).
 
-    Validation and saving do not count. A resumed training logs the updates since its checkpoint
+    The speed is that of the fastest tenth of the logged intervals: other work on the machine, and
+    validations, disturb those least. A resumed training logs the updates since its checkpoint
     again; the later ones count.
     """
-    intervals: dict[int, float] = {}
-    validations: dict[int, tuple[float, float]] = {}
+    speeds: dict[int, float] = {}
+    curve: dict[int, tuple[float, float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         found = _JSON_LINE.search(line)
         if not found:
@@ -193,16 +194,14 @@ def read_training_log(path: Path) -> dict[str, Any]:
         kind, values = found[1], json.loads(found[2])
         if kind == "valid":
             scores = (float(values["valid_nll_loss"]), float(values["valid_rougeL"]))
-            validations[int(values["valid_num_updates"])] = scores
+            curve[int(values["valid_num_updates"])] = scores
         else:
-            intervals[int(values["num_updates"])] = float(values["train_wall"])
-    ends = sorted(intervals)
-    seconds = np.cumsum([intervals[end] for end in ends])
-    curve = [
-        (updates, float(np.interp(updates, [0, *ends], [0.0, *seconds])), *validations[updates])
-        for updates in sorted(validations)
-    ]
-    return {"updates": ends[-1], "seconds": float(seconds[-1]), "curve": curve}
+            speeds[int(values["num_updates"])] = float(values["ups"])
+    return {
+        "updates": max(speeds),
+        "updates per second": float(np.percentile(list(speeds.values()), 90)),
+        "curve": [(updates, *curve[updates]) for updates in sorted(curve)],
+    }
 
 
 def source_tokens_per_update(data: Path, limit: int, max_tokens: int) -> float:
@@ -220,42 +219,43 @@ def source_tokens_per_update(data: Path, limit: int, max_tokens: int) -> float:
 # -------------------------------------------------------------------------------------- the table
 
 
-def at_time(curve: list[tuple[float, ...]], seconds: float) -> tuple[float, float]:
-    """Validation likelihood and ROUGE-L after so many seconds of training."""
-    _, times, nll, rouge = np.array(curve).T
-    return float(np.interp(seconds, times, nll)), float(np.interp(seconds, times, rouge))
+def after(curve: list[tuple[float, ...]], updates: float) -> tuple[float, float]:
+    """Validation likelihood and ROUGE-L after so many updates, interpolated."""
+    at, nll, rouge = np.array(curve).T
+    return float(np.interp(updates, at, nll)), float(np.interp(updates, at, rouge))
 
 
 def table(results: dict[str, list[dict[str, Any]]], tokens_per_update: float) -> str:
-    """The comparison as a Markdown table: the mean over the seeds, and their half range."""
+    """The comparison as a Markdown table: the mean over the seeds, and their half range.
+
+    A system's speed is that of its fastest run, for all seeds do the same work.
+    """
 
     def cell(values: Sequence[float], digits: int = 2) -> str:
         spread = f" ±{(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
         return f"{np.mean(values):.{digits}f}{spread}"
 
-    budget = min(
-        float(np.mean([run["train"]["seconds"] for run in runs])) for runs in results.values()
-    )
+    trained = {system: [run["train"] for run in runs] for system, runs in results.items()}
+    speed = {
+        system: max(train["updates per second"] for train in found)
+        for system, found in trained.items()
+    }
+    budget = min(trained[system][0]["updates"] / speed[system] for system in trained)
     head = ["system", "seeds", "ROUGE-1", "ROUGE-2", "ROUGE-Lsum", "valid nll"]
     head += [f"nll, {budget:.0f} s", f"ROUGE-L, {budget:.0f} s", "tokens/s", "peak MiB"]
     lines = [head, ["---"] * len(head)]
     for system, runs in results.items():
-        trained = [run["train"] for run in runs]
-        timed = [at_time(run["train"]["curve"], budget) for run in runs]
-        rates = [tokens_per_update * train["updates"] / train["seconds"] for train in trained]
+        timed = [after(train["curve"], budget * speed[system]) for train in trained[system]]
         lines.append(
             [
                 system,
                 str(len(runs)),
-                *(
-                    cell([run["test"][f"rouge{kind}"] for run in runs])
-                    for kind in ("1", "2", "Lsum")
-                ),
-                cell([train["curve"][-1][2] for train in trained], 3),
+                *(cell([run["test"][f"rouge{kind}"] for run in runs]) for kind in (1, 2, "Lsum")),
+                cell([train["curve"][-1][1] for train in trained[system]], 3),
                 cell([nll for nll, _ in timed], 3),
                 cell([rouge for _, rouge in timed]),
-                cell(rates, 0),
-                cell([train["peak MiB"] for train in trained], 0),
+                f"{tokens_per_update * speed[system]:.0f}",
+                cell([train["peak MiB"] for train in trained[system]], 0),
             ]
         )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -10,9 +10,9 @@ import pytest
 RUN: Dict[str, Any] = {
     "train": {
         "updates": 20,
-        "seconds": 40.0,
+        "updates per second": 0.5,
         "peak MiB": 500.0,
-        "curve": [[10, 20.0, 8.0, 5.0], [20, 40.0, 6.0, 9.0]],
+        "curve": [[10, 8.0, 5.0], [20, 6.0, 9.0]],
     },
     "test": {"rouge1": 10.0, "rouge2": 1.0, "rougeL": 8.0, "rougeLsum": 9.0},
 }
@@ -23,33 +23,41 @@ def log_line(kind: str, **values: Any) -> str:
     return f"2026-01-01 00:00:00 | INFO | {kind} | {json.dumps(found)}"
 
 
-def test_seconds_are_those_of_training_and_a_resumed_part_counts_once(tmp_path: Path) -> None:
+def test_speed_is_that_of_undisturbed_intervals_and_a_resumed_part_counts_once(
+    tmp_path: Path,
+) -> None:
     log = tmp_path / "train.log"
     lines = [
-        log_line("train_inner", num_updates=5, train_wall=10, wall=11),
-        log_line("train_inner", num_updates=10, train_wall=20, wall=31),
+        log_line("train_inner", num_updates=5, ups=2.0, wall=11),
+        log_line("train_inner", num_updates=10, ups=0.3, wall=31),
         log_line("valid", valid_num_updates=10, valid_nll_loss=7.5, valid_rougeL=4),
-        log_line("train_inner", num_updates=15, train_wall=99, wall=200),  # killed after this
-        log_line("train_inner", num_updates=15, train_wall=10, wall=9),
-        log_line("valid", valid_num_updates=12, valid_nll_loss=7.0, valid_rougeL=6),
+        log_line("train_inner", num_updates=15, ups=9, wall=200),  # killed after this
+        log_line("train_inner", num_updates=15, ups=2.0, wall=9),
+        log_line("valid", valid_num_updates=15, valid_nll_loss=7.0, valid_rougeL=6),
         "2026-01-01 00:00:00 | INFO | train | {} not of interest",
     ]
     log.write_text("\n".join(lines))
     found = compare_quality.read_training_log(log)
-    assert (found["updates"], found["seconds"]) == (15, 40.0)
-    assert found["curve"] == [(10, 30.0, 7.5, 4.0), (12, 34.0, 7.0, 6.0)]
+    assert found == {
+        "updates": 15,
+        "updates per second": 2.0,
+        "curve": [(10, 7.5, 4.0), (15, 7.0, 6.0)],
+    }
 
 
 def test_table_compares_at_the_time_of_the_fastest() -> None:
     slow = json.loads(json.dumps(RUN))
-    slow["train"].update(seconds=80.0, curve=[[10, 40.0, 8.0, 5.0], [20, 80.0, 5.0, 9.0]])
-    lines = compare_quality.table({"fast": [RUN, RUN], "slow": [slow]}, 100.0).splitlines()
+    slow["train"].update({"updates per second": 0.25, "curve": [[10, 8.0, 5.0], [20, 5.0, 9.0]]})
+    disturbed = json.loads(json.dumps(RUN))
+    disturbed["train"]["updates per second"] = 0.1
+    results = {"fast": [RUN, disturbed], "slow": [slow]}
+    lines = compare_quality.table(results, 100.0).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert "nll, 40 s" in cells[0]
     rows = [dict(zip(cells[0], row)) for row in cells[2:]]
     assert rows[0]["ROUGE-1"] == "10.00 ±0.00"
     assert (rows[0]["nll, 40 s"], rows[1]["nll, 40 s"]) == ("6.000 ±0.000", "8.000")
-    assert (rows[0]["tokens/s"], rows[1]["tokens/s"]) == ("50 ±0", "25")
+    assert (rows[0]["tokens/s"], rows[1]["tokens/s"]) == ("50", "25")
     assert (rows[0]["valid nll"], rows[1]["valid nll"]) == ("6.000 ±0.000", "5.000")
 
 

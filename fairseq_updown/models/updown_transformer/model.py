@@ -117,11 +117,13 @@ class UpdownTransformerModel(TransformerModelBase):
             if len(stored) != size:
                 first = positions.padding_idx + 1
                 logger.warning(
-                    "--max-%s-positions %d, the checkpoint has %d: learned positions are %s",
+                    "--max-%s-positions %d, the checkpoint has %d: learned positions are %s. The "
+                    "optimizer's state does not fit them: to train on, give --finetune-from-model, "
+                    "or --reset-optimizer",
                     side,
                     size - first,
                     len(stored) - first,
-                    "repeated; train on" if size > len(stored) else "cut",
+                    "repeated" if size > len(stored) else "cut",
                 )
                 state_dict[key] = tile_positions(stored, size, first)
 

@@ -11,8 +11,8 @@ means over the seeds:
         of training as the fastest system takes, by linear interpolation between validations
     source tokens per second of training, and the training process's peak memory
 
-Each run is kept under --out with its configuration; an interrupted one goes on from its checkpoint,
-and a finished one is not repeated, so add systems, seeds or updates as time allows.
+Each run is kept under --out with its options; an interrupted one goes on from its checkpoint, and a
+finished one is not repeated, so add systems and seeds as time allows.
 
 The data: a folder made by fairseq-preprocess, with src and tgt, in sentencepiece pieces.
 """
@@ -20,6 +20,7 @@ The data: a folder made by fairseq-preprocess, with src and tgt, in sentencepiec
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -85,7 +86,7 @@ class Run:
     def __init__(self, args: argparse.Namespace, system: str, seed: int):
         self.args, self.system, self.seed = args, system, seed
         self.folder = args.out / f"{system.replace(' ', '-')}-{seed}"
-        self.result = self.folder / f"result-{args.updates}.json"
+        self.result = self.folder / "result.json"
         self.size = SIZES[args.size]
 
     def options(self) -> list[str]:
@@ -108,20 +109,24 @@ class Run:
         return [*options, "--adam-betas", "(0.9, 0.98)", *start, *self.args.extra]
 
     def execute(self) -> dict[str, Any]:
-        """Trains and generates, or returns what an earlier call found."""
-        configuration = {"options": self.options(), "size": self.args.size}
-        if self.result.exists():
-            found = json.loads(self.result.read_text(encoding="utf-8"))
-            if found["configuration"] == configuration:
-                return found["figures"]
-            raise UserError(
-                f"{self.folder} was made with other options ({found['configuration']}): give "
-                "another --out, or remove it"
-            )
+        """Trains and generates, or returns what an earlier call, or another process, found.
+
+        Raises:
+            UserError: the folder has a run with other options, finished or not.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        figures = {"train": self.train(), "test": self.generate()}
-        write_atomic(self.result, to_json({"configuration": configuration, "figures": figures}))
-        return figures
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second call of this script waits here
+            options, made_with = to_json(self.options()), self.folder / "options.json"
+            if made_with.exists() and made_with.read_text(encoding="utf-8") != options:
+                raise UserError(
+                    f"{self.folder} was made with other options (see {made_with.name} there): give "
+                    "another --out, or remove it"
+                )
+            write_atomic(made_with, options)
+            if not self.result.exists():
+                write_atomic(self.result, to_json({"train": self.train(), "test": self.generate()}))
+        return json.loads(self.result.read_text(encoding="utf-8"))
 
     def train(self) -> dict[str, Any]:
         args, size = self.args, self.size
@@ -302,7 +307,7 @@ def run(args: argparse.Namespace) -> None:
     if args.table_only:
         runs = [run for run in runs if run.result.exists()]
         if not runs:
-            raise UserError(f"--out {args.out} has no finished run of {args.updates} updates")
+            raise UserError(f"--out {args.out} has no finished run of these systems and seeds")
     results: dict[str, list[dict[str, Any]]] = {}
     with ThreadPoolExecutor(args.jobs) as pool:
         for run, figures in zip(runs, pool.map(Run.execute, runs)):

@@ -88,5 +88,5 @@ def test_mistakes_are_told_before_anything_runs(work: Path, tmp_path: Path) -> N
         compare_quality.main([str(tmp_path), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=r"--start .* does not exist"):
         compare_quality.main(arguments(work, "--start", str(tmp_path / "none.pt")))
-    with pytest.raises(SystemExit, match="no finished run of 5 updates"):
-        compare_quality.main(arguments(work, "--updates", "5", "--table-only"))
+    with pytest.raises(SystemExit, match="no finished run of these"):
+        compare_quality.main(arguments(work, "--seeds", "5", "--table-only"))

@@ -160,6 +160,26 @@ def already_built(path: Path, kind: str, options: dict[str, Any], overwrite: boo
     return True
 
 
+class Groups:
+    """Keys that were linked, directly or through others, form a group (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def root(self, key: str) -> str:
+        """The name of the key's group: the least of the roots that were linked."""
+        parent = self._parent
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    def link(self, one: str, other: str) -> None:
+        first, second = sorted((self.root(one), self.root(other)))
+        self._parent[second] = first
+
+
 def _shingles(text: str) -> set[int]:
     """Hashes of all runs of SHINGLE words (of the whole, if shorter)."""
     words = re.findall(r"\w+", text.lower())

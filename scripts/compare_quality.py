@@ -24,6 +24,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -103,10 +104,8 @@ class Run:
             f"--optimizer adam --clip-norm 1.0 --criterion label_smoothed_cross_entropy "
             f"--label-smoothing 0.1 --seed {self.seed} --max-update {self.args.updates}"
         )
-        options = text.replace("''", "EMPTY").split()
-        options = ["" if option == "EMPTY" else option for option in options]
         start = ["--finetune-from-model", str(self.args.start)] if self.args.start else []
-        return [*options, "--adam-betas", "(0.9, 0.98)", *start, *self.args.extra]
+        return [*shlex.split(text), "--adam-betas", "(0.9, 0.98)", *start, *self.args.extra]
 
     def execute(self) -> dict[str, Any]:
         """Trains and generates, or returns what an earlier call, or another process, found.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from apt_archive import private_apt, update
-from common import UserError, progress
+from common import Groups, UserError, progress
 
 LANGUAGES = """\
 Acquire::Languages "en,{lang}";
@@ -138,23 +138,14 @@ def base_name(package: str) -> str:
 
 def families(descriptions: dict[str, Description]) -> dict[str, str]:
     """Name the family of each description: linked by base name or by a shared first paragraph."""
-    parent: dict[str, str] = {}
-
-    def root(key: str) -> str:
-        parent.setdefault(key, key)
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
+    linked = Groups()
     for _, (package, paragraphs) in sorted(descriptions.items()):
         keys = [fold(paragraphs[0])]
         if len(paragraphs) > 1 and len(fold(paragraphs[1]).split()) >= 5:
             keys.append(fold(paragraphs[1]))
         for key in keys:
-            first, second = sorted((root("name " + base_name(package)), root("text " + key)))
-            parent[second] = first
-    return {md5: root("name " + base_name(d.package)) for md5, d in descriptions.items()}
+            linked.link("name " + base_name(package), "text " + key)
+    return {md5: linked.root("name " + base_name(d.package)) for md5, d in descriptions.items()}
 
 
 def align(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from common import (
     REPORT,
+    Groups,
     UserError,
     already_built,
     atomic_directory,
@@ -117,31 +118,19 @@ def copies(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 def groups(documents: Sequence[Document]) -> list[str]:
     """For each document the name of its group: linked by keys, targets or copied text."""
-    parent: dict[str, str] = {}
-
-    def root(key: str) -> str:
-        parent.setdefault(key, key)
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    def link(one: str, other: str) -> None:
-        first, second = sorted((root(one), root(other)))
-        parent[second] = first
-
+    linked = Groups()
     names = [f"document {document.id}" for document in documents]
     for name, document in zip(names, documents):
         target = folded(document.target)
         shared = [f"target {target}"] if len(target.split()) >= TARGET_WORDS else []
         for key in (*document.keys, *shared):
-            link(name, f"key {key}")
+            linked.link(name, f"key {key}")
     for a, b in copies([document.source for document in documents]):
-        link(names[a], names[b])
+        linked.link(names[a], names[b])
     members: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        members[root(name)].append(name)
-    return [min(members[root(name)]) for name in names]
+        members[linked.root(name)].append(name)
+    return [min(members[linked.root(name)]) for name in names]
 
 
 # -------------------------------------------------------------------------------------- splits

@@ -64,7 +64,8 @@ if [ -e "$last" ] && ! "$bin/python" -m zipfile -t "$last" >/dev/null 2>&1; then
 fi
 generated=$work/generated-$updates.txt
 [ -f "$generated" ] || # fairseq would take one more update than --max-update at every rerun
-  "$bin/fairseq-train" "$work/bin" --user-dir "$plugin" --task summarization --truncate-source --truncate-target \
+  "$bin/fairseq-train" "$work/bin" --user-dir "$plugin" \
+  --task summarization --truncate-source --truncate-target \
   --arch updown_transformer_tiny --share-all-embeddings \
   --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 \
   --decoder-attention-heads 4 --encoder-normalize-before --decoder-normalize-before \
@@ -82,7 +83,8 @@ generated=$work/generated-$updates.txt
 
 say "5/6 fairseq-generate on the test set"
 if [ ! -f "$generated" ]; then
-  "$bin/fairseq-generate" "$work/bin" --user-dir "$plugin" --task summarization --truncate-source --truncate-target \
+  "$bin/fairseq-generate" "$work/bin" --user-dir "$plugin" \
+    --task summarization --truncate-source --truncate-target \
     --path "$work/checkpoints/checkpoint_last.pt" --cpu --max-tokens 4000 \
     --max-source-positions 96 --max-target-positions 128 \
     --beam 4 --lenpen 1.5 --min-len 8 --max-len-b 60 --no-repeat-ngram-size 3 \

@@ -12,7 +12,6 @@ import prepare_debian_translation as prepare
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "scripts" / "prepare_debian_translation.py"
 EXAMPLE = ROOT / "examples" / "translation"
 
 SYLLABLES = ("ba", "ko", "ri", "mu", "te", "sal", "dor", "fin", "lup", "gra")
@@ -35,8 +34,7 @@ def stanza(package: str, md5: int, lang: str, *paragraphs: str) -> str:
 def write_archive(folder: Path, count: int = 120) -> None:
     """Index files of ``count`` packages and their -dev variants, which repeat a paragraph."""
     folder.mkdir()
-    english: list[str] = []
-    german: list[str] = []
+    english, german = [], []
     for i in range(count):
         name = "lib" + words(i, "").replace(" ", "")
         for suffix, lines in (("en", english), ("de", german)):

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Data, training, summaries and ROUGE for long documents; see README.md beside this file.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 
 usage() {
     cat <<'EOF'
@@ -21,15 +22,6 @@ ROUGE. Every finished step is skipped and training resumes when run again.
   --gpu             base size in bf16 instead of the small model for CPUs
   -h, --help        show this text
 EOF
-}
-
-die() {
-    echo "run.sh: $*" >&2
-    exit 2
-}
-
-step() {
-    echo "== $*" >&2
 }
 
 system=arxiv tokens=4096 corpus='' data=summarization work='' updates='' seed=1 gpu=0
@@ -63,13 +55,7 @@ case $system in
     *) die "--system $system: choose arxiv, pyramidion, blockwise or transformer" ;;
 esac
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(cd "$here/../.." && pwd)
-for tool in python fairseq-preprocess fairseq-train fairseq-generate; do
-    command -v "$tool" >/dev/null || die "$tool is not on PATH; install with: pip install -e '$root'"
-done
-user_dir=$(python -m fairseq_updown) ||
-    die "python cannot import fairseq_updown; install with: pip install -e '$root'"
+need_tools
 
 # Batches are counted in documents, so that all systems see the same ones in each update.
 if ((gpu)); then
@@ -91,16 +77,11 @@ work=${work:-$data/$system-$tokens}
 corpus=${corpus:-$data/corpus}
 binary=$data/data-bin
 checkpoints=$work/checkpoints
-mkdir -p "$work" "$data"
+mkdir -p "$data"
 
-# A work directory belongs to one set of options; only the number of updates may grow.
-settings=$(printf '%s\n' "system $system" "tokens $tokens" "corpus $corpus" "seed $seed" \
-    "gpu $gpu" "extra $*")
-if [[ -e $work/settings && $(<"$work/settings") != "$settings" ]]; then
-    diff "$work/settings" - <<<"$settings" >&2 || true
-    die "$work was made with other options (above); choose another --work or remove it"
-fi
-printf '%s\n' "$settings" >"$work/settings"
+# Only the number of updates may grow.
+claim_work "$work" "system $system" "tokens $tokens" "corpus $corpus" "seed $seed" \
+    "gpu $gpu" "extra $*"
 
 if [[ -d $corpus ]]; then
     step "corpus: $corpus is there"
@@ -109,18 +90,7 @@ else
     python "$root/scripts/prepare_rfc.py" --out "$corpus"
 fi
 
-if [[ -d $binary ]]; then
-    step "fairseq-preprocess: $binary is there"
-else
-    step "fairseq-preprocess: $binary"
-    rm -rf "$binary.partial"
-    fairseq-preprocess --source-lang src --target-lang tgt --joined-dictionary \
-        --trainpref "$corpus/spm/train" --validpref "$corpus/spm/valid" \
-        --testpref "$corpus/spm/test" --srcdict "$corpus/spm/dict.txt" \
-        --destdir "$binary.partial" --workers 2
-    cp "$corpus/spm/spm.model" "$binary.partial" # where summarize.py looks for it
-    mv "$binary.partial" "$binary"
-fi
+preprocess "$corpus" "$binary" src tgt
 
 # Longer sources and summaries are cut, and the log says how many; none is left out.
 task=(--task summarization --truncate-source --truncate-target

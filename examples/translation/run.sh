@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Data, training, translation and BLEU for one language pair; see README.md beside this file.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 
 usage() {
     cat <<'EOF'
@@ -22,15 +23,6 @@ and score it with sacrebleu. Every finished step is skipped and training resumes
 
 Each option may be given as the environment variable in brackets instead.
 EOF
-}
-
-die() {
-    echo "run.sh: $*" >&2
-    exit 2
-}
-
-step() {
-    echo "== $*" >&2
 }
 
 lang=${LANGUAGE_CODE:-de}
@@ -69,14 +61,7 @@ done
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed takes a number, not '$seed'"
 [[ -z $updates || $updates =~ ^[1-9][0-9]*$ ]] || die "--updates takes a number, not '$updates'"
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(cd "$here/../.." && pwd)
-
-for tool in python fairseq-preprocess fairseq-train fairseq-generate sacrebleu; do
-    command -v "$tool" >/dev/null || die "$tool is not on PATH; install with: pip install -e '$root'"
-done
-user_dir=$(python -m fairseq_updown) ||
-    die "python cannot import fairseq_updown; install with: pip install -e '$root'"
+need_tools sacrebleu
 
 if [[ -n $from_text ]]; then
     source_lang=src target_lang=tgt
@@ -117,32 +102,17 @@ data=${data:-$work}
 corpus=$data/corpus
 binary=$data/data-bin
 checkpoints=$work/checkpoints
-mkdir -p "$work" "$data"
+mkdir -p "$data"
 
-# A work directory belongs to one set of options; only the number of updates may grow.
-settings=$(printf '%s\n' "pair $source_lang-$target_lang" "${origin[*]}" "vocab $vocab_size" \
-    "seed $seed" "gpu $gpu" "data $data" "extra $*")
-if [[ -e $work/settings && $(<"$work/settings") != "$settings" ]]; then
-    diff "$work/settings" - <<<"$settings" >&2 || true
-    die "$work was made with other options (above); choose another --work or remove it"
-fi
-printf '%s\n' "$settings" >"$work/settings"
+# Only the number of updates may grow.
+claim_work "$work" "pair $source_lang-$target_lang" "${origin[*]}" "vocab $vocab_size" \
+    "seed $seed" "gpu $gpu" "data $data" "extra $*"
 
 step "corpus: $corpus"
 python "$root/scripts/prepare_debian_translation.py" --out "$corpus" "${origin[@]}" \
     --vocab-size "$vocab_size" --seed "$seed"
 
-if [[ -d $binary ]]; then
-    step "fairseq-preprocess: $binary is there"
-else
-    step "fairseq-preprocess: $binary"
-    rm -rf "$binary.partial"
-    fairseq-preprocess --source-lang "$source_lang" --target-lang "$target_lang" \
-        --trainpref "$corpus/spm/train" --validpref "$corpus/spm/valid" \
-        --testpref "$corpus/spm/test" --srcdict "$corpus/spm/dict.txt" --joined-dictionary \
-        --destdir "$binary.partial" --workers 2
-    mv "$binary.partial" "$binary"
-fi
+preprocess "$corpus" "$binary" "$source_lang" "$target_lang"
 
 trained=0
 [[ ! -e $checkpoints/updates ]] || trained=$(<"$checkpoints/updates")

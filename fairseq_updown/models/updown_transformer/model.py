@@ -108,9 +108,9 @@ class UpdownTransformerModel(TransformerModelBase):
 
     def _fit_learned_positions(self, state_dict: Dict[str, Tensor]) -> None:
         """Extends or cuts the stored learned positions to what this model takes."""
-        for side, stack in (("source", self.encoder), ("target", self.decoder)):
-            positions = stack.embed_positions
-            key = f"{'encoder' if side == 'source' else 'decoder'}.embed_positions.weight"
+        for side, stack in (("source", "encoder"), ("target", "decoder")):
+            positions = getattr(self, stack).embed_positions
+            key = f"{stack}.embed_positions.weight"
             if not isinstance(positions, LearnedPositionalEmbedding) or key not in state_dict:
                 continue
             stored, size = state_dict[key], positions.num_embeddings

@@ -1,0 +1,53 @@
+# Steps that the recipes share; each run.sh sources this file.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+die() {
+    echo "run.sh: $*" >&2
+    exit 2
+}
+
+step() {
+    echo "== $*" >&2
+}
+
+# need_tools TOOL...: the programs must be there, and so must the plugin; sets user_dir.
+need_tools() {
+    local tool
+    for tool in python fairseq-preprocess fairseq-train fairseq-generate "$@"; do
+        command -v "$tool" >/dev/null ||
+            die "$tool is not on PATH; install with: pip install -e '$root'"
+    done
+    user_dir=$(python -m fairseq_updown) ||
+        die "python cannot import fairseq_updown; install with: pip install -e '$root'"
+}
+
+# claim_work DIR LINE...: a work directory belongs to one set of options.
+claim_work() {
+    local work=$1 settings
+    shift
+    settings=$(printf '%s\n' "$@")
+    mkdir -p "$work"
+    if [[ -e $work/settings && $(<"$work/settings") != "$settings" ]]; then
+        diff "$work/settings" - <<<"$settings" >&2 || true
+        die "$work was made with other options (above); choose another --work or remove it"
+    fi
+    printf '%s\n' "$settings" >"$work/settings"
+}
+
+# preprocess CORPUS BINARY SOURCE TARGET: binarizes with the corpus's own dictionary, once.
+preprocess() {
+    local corpus=$1 binary=$2
+    if [[ -d $binary ]]; then
+        step "fairseq-preprocess: $binary is there"
+        return
+    fi
+    step "fairseq-preprocess: $binary"
+    rm -rf "$binary.partial"
+    fairseq-preprocess --source-lang "$3" --target-lang "$4" --joined-dictionary \
+        --trainpref "$corpus/spm/train" --validpref "$corpus/spm/valid" \
+        --testpref "$corpus/spm/test" --srcdict "$corpus/spm/dict.txt" \
+        --destdir "$binary.partial" --workers 2
+    cp "$corpus/spm/spm.model" "$binary.partial" # where summarize.py looks for it
+    mv "$binary.partial" "$binary"
+}

@@ -3,16 +3,18 @@
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
-from .compression import BlockCompressor, CountBias, TokenMass
+from .compression import BlockCompressor, CompressedBlocks, CountBias, TokenMass
 from .functional import (
     MASKED_LOGIT,
     attend,
     attention_weights,
     full_precision,
     keep_in_graph,
+    length_mask,
     merge_heads,
     split_heads,
 )
@@ -41,6 +43,20 @@ class UpdownAttention(MultiheadAttention):
         self.compressor = compressor
         self.count_bias = CountBias(num_heads)
 
+    cache_name: str
+
+    def reorder_incremental_state(  # type: ignore[override]
+        self, incremental_state: Optional[IncrementalState], new_order: Tensor
+    ) -> None:
+        """Does nothing: the decoder follows a reordering for all its layers at once."""
+
+    def select_sentences(self, incremental_state: IncrementalState, kept: Tensor) -> None:
+        """Keeps of the cache the sentences `kept`, `(new_sentences,)` long."""
+        cache = self.get_incremental_state(incremental_state, self.cache_name)
+        if cache is not None:
+            cache = {name: select_rows(tensor, kept) for name, tensor in cache.items()}
+            self.set_incremental_state(incremental_state, self.cache_name, cache)
+
     @property
     def attention_dropout(self) -> float:
         """The dropout probability in force: 0 outside training."""
@@ -65,9 +81,35 @@ class UpdownAttention(MultiheadAttention):
             return zeros.masked_fill(padding_mask, MASKED_LOGIT).unsqueeze(1)
         return None
 
-    def project_out(self, heads: Tensor) -> Tensor:
-        """`(bsz, num_heads, length, head_dim)` -> `(bsz, length, embed_dim)`."""
-        return keep_in_graph(self.out_proj(merge_heads(heads)), self.updown_parameters())
+    def query_mean(self, blocks: Tensor, lengths: Tensor) -> Tensor:
+        """The mean over each block's real tokens of their scaled queries, over num_heads: its
+        product with a key, heads side by side, is the key's mean logit.
+
+        Args:
+            blocks: `(bsz, num_blocks, block_size, embed_dim)`, the attention's input.
+            lengths: `(bsz, num_blocks)` long, real tokens of each block, which stand first.
+
+        Returns:
+            `(bsz, num_blocks, embed_dim)`, at least float32.
+        """
+        with torch.autocast(blocks.device.type, enabled=False):
+            is_real = ~length_mask(lengths, blocks.size(2))
+            x = full_precision(blocks)
+            share = is_real.to(x.dtype) / lengths.clamp(min=1).unsqueeze(-1)
+            mean = (share.unsqueeze(2) @ x).squeeze(2)
+            weight, bias = full_precision(self.q_proj.weight), full_precision(self.q_proj.bias)
+            return F.linear(mean, weight, bias) * (self.scaling / self.num_heads)
+
+    def project_slots(self, state: CompressedBlocks) -> Tuple[Tensor, Tensor, Tensor]:
+        """The slots' keys and values `(bsz, slots, embed_dim)` and bias `(bsz, num_heads, slots)`,
+        block by block."""
+        slots = state.slots.flatten(1, 2)
+        bias = self.count_bias(state.counts.flatten(1, 2), state.scores.flatten(1, 2))
+        return self.k_proj(slots), self.v_proj(slots), bias
+
+    def project_out(self, x: Tensor) -> Tensor:
+        """The output projection of the heads side by side, `(bsz, length, embed_dim)`."""
+        return keep_in_graph(self.out_proj(x), self.updown_parameters())
 
 
 class CrossAttention(UpdownAttention):
@@ -75,8 +117,10 @@ class CrossAttention(UpdownAttention):
 
     Keys and values are computed once per sentence and shared by the rows of all its beams: with
     R rows and S sentences, rows [i R/S, (i + 1) R/S) belong to sentence i. Nothing has to be told
-    the beam size; :func:`regroup_rows` keeps that order however rows are moved.
+    the beam size; :func:`~.beams.regroup_rows` keeps that order however rows are moved.
     """
+
+    cache_name = "cross_attn"
 
     def forward(  # type: ignore[override]
         self,
@@ -98,7 +142,7 @@ class CrossAttention(UpdownAttention):
             `(rows, tgt_len, embed_dim)`, and if asked for the weights
             `(num_heads, rows, tgt_len, memory_len)`.
         """
-        key, value, bias = self.keys_and_values(memory, padding_mask, mass, incremental_state, x)
+        key, value, bias = self.keys_and_values(memory, padding_mask, mass, incremental_state)
         rows, tgt_len, _ = x.shape
         beams = rows // key.size(0)
         query = (self.q_proj(x) * self.scaling).view(key.size(0), beams * tgt_len, -1)
@@ -111,7 +155,7 @@ class CrossAttention(UpdownAttention):
         else:
             out = attend(query, key, value, key_bias=bias, dropout=self.attention_dropout)
         out = out.unflatten(2, (beams, tgt_len)).transpose(1, 2).flatten(0, 1)
-        return self.project_out(out), weights
+        return self.project_out(merge_heads(out)), weights
 
     def keys_and_values(
         self,
@@ -119,62 +163,18 @@ class CrossAttention(UpdownAttention):
         padding_mask: Optional[Tensor],
         mass: Optional[TokenMass],
         incremental_state: Optional[IncrementalState],
-        x: Tensor,
     ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
         """Keys, values `(sentences, num_heads, memory_len, head_dim)` and their bias, cached."""
-        cached = self.get_incremental_state(incremental_state, "cross_attn")
+        cached = self.get_incremental_state(incremental_state, self.cache_name)
         if cached is not None:
             return cached["prev_key"], cached["prev_value"], cached["prev_bias"]
         key = split_heads(self.k_proj(memory), self.num_heads)
         value = split_heads(self.v_proj(memory), self.num_heads)
         bias = self.key_bias(mass, padding_mask)
         if incremental_state is not None:
-            sentences = memory.size(0)
-            rows = torch.arange(sentences, device=memory.device)
-            cache = {
-                "prev_key": key,
-                "prev_value": value,
-                "prev_bias": bias,
-                "row_sentence": rows.repeat_interleave(x.size(0) // sentences),
-            }
-            self.set_incremental_state(incremental_state, "cross_attn", cache)
+            cache = {"prev_key": key, "prev_value": value, "prev_bias": bias}
+            self.set_incremental_state(incremental_state, self.cache_name, cache)
         return key, value, bias
-
-    def reorder_incremental_state(  # type: ignore[override]
-        self, incremental_state: Optional[IncrementalState], new_order: Tensor
-    ) -> Optional[IncrementalState]:
-        """Moves rows between, and drops, sentences; keys and values move only if they must."""
-        cached = self.get_incremental_state(incremental_state, "cross_attn")
-        if cached is not None:
-            kept, row_sentence = regroup_rows(cached.pop("row_sentence"), new_order)
-            cache = {name: select_rows(tensor, kept) for name, tensor in cached.items()}
-            cache["row_sentence"] = row_sentence
-            self.set_incremental_state(incremental_state, "cross_attn", cache)
-        return incremental_state
-
-
-def regroup_rows(row_sentence: Tensor, new_order: Tensor) -> Tuple[Optional[Tensor], Tensor]:
-    """Follows a reordering of rows, of which equal runs share a sentence.
-
-    Args:
-        row_sentence: `(rows,)` long, the sentence of each row: 0 0 0 1 1 1 ...
-        new_order: `(new_rows,)` long, the old row that becomes each new row.
-
-    Returns:
-        The sentences to keep, `(new_sentences,)` long or None if all stay as they are, and the new
-        `row_sentence`. If the new rows are not equal runs, each row gets a sentence of its own.
-    """
-    moved = row_sentence.index_select(0, new_order)
-    if moved.equal(row_sentence):
-        return None, row_sentence  # a step of beam search: rows moved within their sentences
-    kept, runs = moved.unique_consecutive(return_counts=True)
-    if kept.numel() * int(runs.max()) != moved.numel():
-        kept = moved
-    rows = torch.arange(kept.numel(), device=kept.device)
-    row_sentence_after = rows.repeat_interleave(moved.numel() // max(1, kept.numel()))
-    # Sentences are numbered in order, so the last one kept tells whether any was dropped.
-    unchanged = kept.numel() == int(row_sentence[-1]) + 1 and bool(kept.equal(rows))
-    return None if unchanged else kept, row_sentence_after
 
 
 def select_rows(

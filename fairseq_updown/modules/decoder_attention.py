@@ -3,11 +3,13 @@
 from typing import Any, Dict, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import IncrementalState, UpdownAttention, select_rows
+from .attention import IncrementalState, UpdownAttention
+from .beams import BeamHistory, write
 from .compression import CompressedBlocks
-from .functional import attend, full_precision, merge_heads, pad_to_multiple, split_heads
+from .functional import attend, merge_heads, pad_to_multiple, split_heads
 
 
 class DecoderSelfAttention(UpdownAttention):
@@ -21,6 +23,8 @@ class DecoderSelfAttention(UpdownAttention):
         kwargs: see :class:`UpdownAttention`. Without a `compressor` there are no slots.
     """
 
+    cache_name = "self_attn"
+
     def __init__(self, embed_dim: int, num_heads: int, *, block_size: int, **kwargs: Any):
         super().__init__(embed_dim, num_heads, self_attention=True, **kwargs)
         self.block_size = block_size
@@ -30,30 +34,30 @@ class DecoderSelfAttention(UpdownAttention):
         x: Tensor,
         state: Optional[CompressedBlocks],
         incremental_state: Optional[IncrementalState] = None,
+        history: Optional[BeamHistory] = None,
     ) -> Tuple[Tensor, Optional[CompressedBlocks]]:
         """
         Args:
             x: `(bsz, tgt_len, embed_dim)`; with `incremental_state`, tgt_len is 1.
             state: the compressed blocks of the layer before; None makes this an anchor layer.
+            history: with `incremental_state`, what each row descends from, this token included.
 
         Returns:
             `(bsz, tgt_len, embed_dim)` and the refreshed state, None where nothing is compressed:
             of all blocks that any query sees, or of the block that this step completed.
         """
-        if incremental_state is not None:
-            return self.step(x, state, incremental_state)
+        if incremental_state is not None and history is not None:
+            return self.step(x, state, incremental_state, history)
         query, key, value = self.q_proj(x) * self.scaling, self.k_proj(x), self.v_proj(x)
         if x.size(1) <= 2 * self.block_size:
             heads = (split_heads(t, self.num_heads) for t in (query, key, value))
-            return self.project_out(
-                attend(*heads, is_causal=True, dropout=self.attention_dropout)
-            ), None
+            out = attend(*heads, is_causal=True, dropout=self.attention_dropout)
+            return self.project_out(merge_heads(out)), None
         blocks, query, key, value = (self.to_blocks(t) for t in (x, query, key, value))
         num_slots, bias = 0, None
         if self.compressor is not None:
             num_slots = self.compressor.num_slots
-            query_sum = full_precision(query[:, :-2]).sum(dim=2)
-            state = self.compress(blocks[:, :-2], query_sum, key[:, :-2], state)
+            state = self.compress(blocks[:, :-2], key[:, :-2], state)
         key, value = self.beside_previous(key), self.beside_previous(value)
         if state is not None:
             key, value, bias = self.beside_slots(key, value, state)
@@ -67,7 +71,7 @@ class DecoderSelfAttention(UpdownAttention):
             dropout=self.attention_dropout,
         )
         out = out.unflatten(1, (x.size(0), self.num_heads)).permute(1, 2, 0, 3, 4).flatten(2, 3)
-        return self.project_out(out[:, :, : x.size(1)]), state
+        return self.project_out(merge_heads(out[:, :, : x.size(1)])), state
 
     def to_blocks(self, x: Tensor) -> Tensor:
         """`(bsz, length, *)` -> `(bsz, num_blocks, block_size, *)`, the last block filled up."""
@@ -98,17 +102,12 @@ class DecoderSelfAttention(UpdownAttention):
         return torch.cat([previous, own, slots], dim=2)
 
     def compress(
-        self, blocks: Tensor, query_sum: Tensor, key: Tensor, state: Optional[CompressedBlocks]
+        self, blocks: Tensor, key: Tensor, state: Optional[CompressedBlocks]
     ) -> CompressedBlocks:
-        """Up, of complete blocks.
-
-        Args:
-            blocks, key: `(bsz, num_blocks, block_size, embed_dim)`.
-            query_sum: `(bsz, num_blocks, embed_dim)`, at least float32.
-        """
+        """Up, of complete blocks; blocks, key are `(bsz, num_blocks, block_size, embed_dim)`."""
         assert self.compressor is not None
-        query_mean = query_sum / (self.block_size * self.num_heads)
         lengths = torch.full(blocks.shape[:2], self.block_size, device=blocks.device)
+        query_mean = self.query_mean(blocks, lengths)
         return self.compressor(blocks, query_mean, key, lengths, None, state)
 
     def beside_slots(
@@ -126,92 +125,125 @@ class DecoderSelfAttention(UpdownAttention):
             bias.flatten(0, 1).expand(num_blocks, -1, -1),
         )
 
-    def project_slots(self, state: CompressedBlocks) -> Tuple[Tensor, Tensor, Tensor]:
-        """The slots' keys and values `(bsz, slots, d)` and bias `(bsz, num_heads, slots)`."""
-        slots = state.slots.flatten(1, 2)
-        bias = self.count_bias(state.counts.flatten(1, 2), state.scores.flatten(1, 2))
-        return self.k_proj(slots), self.v_proj(slots), bias
-
     def step(
         self,
         x: Tensor,
         state: Optional[CompressedBlocks],
         incremental_state: IncrementalState,
+        history: BeamHistory,
     ) -> Tuple[Tensor, Optional[CompressedBlocks]]:
-        """One token, `(bsz, 1, embed_dim)`; the cache holds O(b + T r / b) vectors.
+        """One token, `(rows, 1, embed_dim)`; the cache holds O(b + T r / b) vectors.
 
-        The cache, batch first: raw `prev_key`, `prev_value` `(bsz, num_heads, <= 2b, head_dim)` of
-        the previous and the current block; `block_input` `(bsz, < b, embed_dim)` and `query_sum`
-        `(bsz, embed_dim)` of the current block; `slot_key`, `slot_value`
-        `(bsz, num_heads, slots, head_dim)` and `slot_bias` `(bsz, num_heads, slots)` of all
-        completed blocks, those of the previous block last.
+        The cache, laid out as `beams.py` says: `prev_key`, `prev_value` `(*, d)` of all positions
+        and `slot_bias` `(*, num_heads)` of the slots among them; `block_input` `(*, d)` of the
+        current block; `pending_key`, `pending_value`, `pending_bias` of the previous block's slots.
         """
-        cache = self.get_incremental_state(incremental_state, "self_attn") or {}
-        scaled = self.q_proj(x) * self.scaling
-        query = split_heads(scaled, self.num_heads)
-        key = _append(cache.get("prev_key"), split_heads(self.k_proj(x), self.num_heads))
-        value = _append(cache.get("prev_value"), split_heads(self.v_proj(x), self.num_heads))
-        out = self.project_out(self.attend_cached(query, key, value, cache))
-        block_complete = key.size(2) % self.block_size == 0
-        new_cache: Dict[str, Optional[Tensor]] = dict(cache)
-        if self.compressor is None:
-            state = None
-        else:
-            inputs = _append(cache.get("block_input"), x, dim=1)
-            query_sum = full_precision(scaled).squeeze(1)
-            if cache.get("query_sum") is not None:
-                query_sum = query_sum + cache["query_sum"]
-            if block_complete:
-                block_key = merge_heads(key[:, :, -self.block_size :]).unsqueeze(1)
-                state = self.compress(inputs.unsqueeze(1), query_sum.unsqueeze(1), block_key, state)
-                new_cache.update(self.append_slots(state, cache))
-                new_cache.update(block_input=None, query_sum=None)
-            else:
-                state = None
-                new_cache.update(block_input=inputs, query_sum=query_sum)
-        if block_complete:
-            key, value = key[:, :, -self.block_size :], value[:, :, -self.block_size :]
-        new_cache.update(prev_key=key, prev_value=value)
-        self.set_incremental_state(incremental_state, "self_attn", new_cache)
-        return out, state
+        cache = self.get_incremental_state(incremental_state, self.cache_name) or {}
+        position = history.positions - 1
+        last = history.by_sentence(x.squeeze(1))
+        cache["prev_key"] = write(cache.get("prev_key"), position, self.k_proj(last))
+        cache["prev_value"] = write(cache.get("prev_value"), position, self.v_proj(last))
+        query = split_heads(self.q_proj(last) * self.scaling, self.num_heads)
+        out = merge_heads(self.attend_cached(query, cache, history)).flatten(0, 1)
+        out = self.project_out(out.unsqueeze(1))
+        state_after: Optional[CompressedBlocks] = None
+        if self.compressor is not None:
+            in_block = (history.num_tokens - 1) % self.block_size
+            cache["block_input"] = write(cache.get("block_input"), in_block, last)
+        if history.completes_block(self.block_size):
+            pending: Optional[Dict[str, Tensor]] = None
+            if self.compressor is not None:
+                state_after = self.compress_cached(cache, history, state)
+                pending = self.slots_to_cache(state_after, history)
+            if history.num_tokens > self.block_size:
+                self.turn_block(cache, history)
+            cache.update(pending or {})
+        self.set_incremental_state(incremental_state, self.cache_name, cache)
+        return out, state_after
 
     def attend_cached(
-        self, query: Tensor, key: Tensor, value: Tensor, cache: Dict[str, Optional[Tensor]]
+        self, query: Tensor, cache: Dict[str, Optional[Tensor]], history: BeamHistory
     ) -> Tensor:
-        """Attends to the raw keys and to the slots of all blocks before the previous one."""
-        slot_key, slot_value = cache.get("slot_key"), cache.get("slot_value")
-        slot_bias, bias = cache.get("slot_bias"), None
-        if slot_key is not None and slot_value is not None and slot_bias is not None:
-            assert self.compressor is not None
-            seen = slot_key.size(2) - self.compressor.num_slots
-            if seen > 0:
-                raw_bias = slot_bias.new_zeros(*slot_bias.shape[:2], key.size(2))
-                key = torch.cat([slot_key[:, :, :seen], key], dim=2)
-                value = torch.cat([slot_value[:, :, :seen], value], dim=2)
-                bias = torch.cat([slot_bias[:, :, :seen], raw_bias], dim=2)
-        return attend(query, key, value, key_bias=bias, dropout=self.attention_dropout)
+        """`(sentences, num_heads, beams, head_dim)` to all cached positions, of which each beam
+        sees those that it descends from."""
+        keys = (cache["prev_key"], cache["prev_value"])
+        key, value = (
+            split_heads(t[:, : history.positions].flatten(1, 2), self.num_heads) for t in keys
+        )
+        mask, slot_bias = history.mask, cache.get("slot_bias")
+        if slot_bias is not None:
+            bias = slot_bias.flatten(1, 2).transpose(1, 2).unsqueeze(2).to(query.dtype)
+            bias = F.pad(bias, (0, key.size(2) - bias.size(3)))
+            mask = bias if mask is None else mask + bias
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.attention_dropout, scale=1.0
+        )
 
-    def append_slots(
-        self, state: CompressedBlocks, cache: Dict[str, Optional[Tensor]]
-    ) -> Dict[str, Optional[Tensor]]:
-        """The cache's slots with those of a newly completed block behind them."""
+    def compress_cached(
+        self,
+        cache: Dict[str, Optional[Tensor]],
+        history: BeamHistory,
+        state: Optional[CompressedBlocks],
+    ) -> CompressedBlocks:
+        """Up, of the block just completed, for every hypothesis."""
+        block, end = self.block_size, history.positions
+        origin = history.origin[:, :, -block:]
+        inputs, keys = cache["block_input"], cache["prev_key"]
+        assert inputs is not None
+        assert keys is not None
+        inputs = history.collect(inputs[:, :block], origin)
+        key = history.collect(keys[:, end - block : end], origin)
+        return self.compress(inputs.unsqueeze(1), key.unsqueeze(1), state)
+
+    def slots_to_cache(self, state: CompressedBlocks, history: BeamHistory) -> Dict[str, Tensor]:
+        """The slots of the block just completed, as the cache holds them."""
         key, value, bias = self.project_slots(state)
-        return {
-            "slot_key": _append(cache.get("slot_key"), split_heads(key, self.num_heads)),
-            "slot_value": _append(cache.get("slot_value"), split_heads(value, self.num_heads)),
-            "slot_bias": _append(cache.get("slot_bias"), bias),
+        tensors = {
+            "pending_key": key,
+            "pending_value": value,
+            "pending_bias": bias.transpose(1, 2),
         }
+        return {name: history.by_sentence(t).transpose(1, 2) for name, t in tensors.items()}
 
-    def reorder_incremental_state(  # type: ignore[override]
-        self, incremental_state: Optional[IncrementalState], new_order: Tensor
-    ) -> Optional[IncrementalState]:
-        """Moves the cached rows to `new_order`, `(new_bsz,)` long; rows may repeat or go."""
-        cache = self.get_incremental_state(incremental_state, "self_attn")
-        if cache is not None:
-            moved = {name: select_rows(tensor, new_order) for name, tensor in cache.items()}
-            self.set_incremental_state(incremental_state, "self_attn", moved)
-        return incremental_state
+    def turn_block(self, cache: Dict[str, Optional[Tensor]], history: BeamHistory) -> None:
+        """The pending slots take the place of the tokens that they were made of."""
+        for name in ("key", "value"):
+            tensor, pending = cache[f"prev_{name}"], cache.get(f"pending_{name}")
+            assert tensor is not None
+            slots, tokens = history.split(tensor, self.block_size, dim=1)
+            parts = [slots, tokens] if pending is None else [slots, pending, tokens]
+            cache[f"prev_{name}"] = torch.cat(parts, dim=1)
+        pending, seen = cache.get("pending_bias"), cache.get("slot_bias")
+        if pending is not None:
+            cache["slot_bias"] = pending if seen is None else torch.cat([seen, pending], dim=1)
 
-
-def _append(cached: Optional[Tensor], new: Tensor, dim: int = 2) -> Tensor:
-    return new if cached is None else torch.cat([cached, new], dim=dim)
+    def regather(
+        self,
+        incremental_state: IncrementalState,
+        history: BeamHistory,
+        new_order: Tensor,
+        sentences: int,
+    ) -> None:
+        """Gives every row of `new_order` its own copy of its past, grouped in `sentences`."""
+        cache = self.get_incremental_state(incremental_state, self.cache_name)
+        if cache is None:
+            return
+        in_block = history.num_tokens % self.block_size
+        seen, pending = cache.get("slot_bias"), cache.get("pending_bias")
+        origins = {
+            "prev_key": history.origin,
+            "prev_value": history.origin,
+            "block_input": history.origin[:, :, history.positions - in_block :],
+        }
+        if seen is not None:
+            origins["slot_bias"] = history.origin[:, :, : seen.size(1)]
+        if pending is not None:
+            origin = history.pending_origin.unsqueeze(-1).expand(-1, -1, pending.size(1))
+            origins.update({f"pending_{name}": origin for name in ("key", "value", "bias")})
+        for name, origin in origins.items():
+            tensor = cache.get(name)
+            if tensor is not None:
+                past = history.collect(tensor[:, : origin.size(2)], origin)
+                past = past.index_select(0, new_order).unflatten(0, (sentences, -1))
+                cache[name] = past.transpose(1, 2).contiguous()
+        self.set_incremental_state(incremental_state, self.cache_name, cache)

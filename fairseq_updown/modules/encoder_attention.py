@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from .attention import UpdownAttention
+from .block_attention import BlockKeys, attend_beside_slots
 from .compression import CompressedBlocks, TokenMass
 from .functional import (
     MASKED_LOGIT,
     attend,
     full_precision,
-    length_mask,
+    merge_heads,
     pad_to_multiple,
     split_heads,
 )
@@ -53,24 +54,30 @@ class EncoderSelfAttention(UpdownAttention):
         dropout = self.attention_dropout
         if x.size(1) <= self.block_size:
             heads = (split_heads(t, self.num_heads) for t in (query, key, value))
-            return self.project_out(attend(*heads, key_bias=bias, dropout=dropout)), None
+            out = attend(*heads, key_bias=bias, dropout=dropout)
+            return self.project_out(merge_heads(out)), None
         blocks, query, key, value = (self.to_blocks(t) for t in (x, query, key, value))
         bias = self.bias_blocks(bias, x)
-        if self.compressor is not None:
-            state = self.compress(blocks, query, key, padding_mask, mass, state, x.size(1))
-            key, value, bias = self.beside_slots(key, value, bias, state)
-        heads = (split_heads(t.flatten(0, 1), self.num_heads) for t in (query, key, value))
-        out = attend(*heads, key_bias=bias.flatten(0, 1), dropout=dropout)
-        out = self.project_out(out).unflatten(0, blocks.shape[:2]).flatten(1, 2)
-        return out[:, : x.size(1)], state
+        if self.compressor is None:
+            heads = (split_heads(t.flatten(0, 1), self.num_heads) for t in (query, key, value))
+            bias = bias.flatten(0, 1) if bias is not None else None
+            out = merge_heads(attend(*heads, key_bias=bias, dropout=dropout)).view(query.shape)
+        else:
+            state = self.compress(blocks, key, padding_mask, mass, state, x.size(1))
+            keys = BlockKeys(key, value, bias, *self.project_slots(state))
+            out = attend_beside_slots(query, keys, self.num_heads, dropout)
+        return self.project_out(out.flatten(1, 2)[:, : x.size(1)]), state
 
     def to_blocks(self, x: Tensor) -> Tensor:
         """`(bsz, length, *)` -> `(bsz, num_blocks, block_size, *)`, the last block filled up."""
         return pad_to_multiple(x, self.block_size, dim=1).unflatten(1, (-1, self.block_size))
 
-    def bias_blocks(self, bias: Optional[Tensor], x: Tensor) -> Tensor:
-        """The keys' bias `(bsz, num_blocks, num_heads or 1, block_size)`, filling hidden."""
+    def bias_blocks(self, bias: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
+        """The keys' bias `(bsz, num_blocks, num_heads or 1, block_size)`, filling hidden; None if
+        there is nothing to hide and nothing to weigh."""
         if bias is None:
+            if x.size(1) % self.block_size == 0:
+                return None
             dtype = full_precision(self.count_bias.score_slope).dtype
             bias = torch.zeros(x.size(0), 1, x.size(1), dtype=dtype, device=x.device)
         bias = pad_to_multiple(bias, self.block_size, dim=2, value=MASKED_LOGIT)
@@ -79,14 +86,13 @@ class EncoderSelfAttention(UpdownAttention):
     def compress(
         self,
         blocks: Tensor,
-        query: Tensor,
         key: Tensor,
         padding_mask: Optional[Tensor],
         mass: Optional[TokenMass],
         state: Optional[CompressedBlocks],
         length: int,
     ) -> CompressedBlocks:
-        """Up: blocks, query, key are `(bsz, num_blocks, block_size, embed_dim)`."""
+        """Up: blocks, key are `(bsz, num_blocks, block_size, embed_dim)`."""
         assert self.compressor is not None
         bsz, num_blocks, block_size, _ = blocks.shape
         if padding_mask is None:
@@ -95,30 +101,6 @@ class EncoderSelfAttention(UpdownAttention):
             lengths = padding_mask.size(1) - padding_mask.sum(dim=1)
         starts = torch.arange(num_blocks, device=blocks.device) * block_size
         block_lengths = (lengths.unsqueeze(1) - starts).clamp(min=0, max=block_size)
-        with torch.autocast(blocks.device.type, enabled=False):
-            query = full_precision(query)
-            share = 1.0 / (block_lengths.clamp(min=1) * self.num_heads).to(query.dtype)
-            is_real = ~length_mask(block_lengths, block_size)
-            query_mean = ((is_real * share.unsqueeze(-1)).unsqueeze(2) @ query).squeeze(2)
         counts = self.to_blocks(mass.counts) if mass is not None else None
+        query_mean = self.query_mean(blocks, block_lengths)
         return self.compressor(blocks, query_mean, key, block_lengths, counts, state)
-
-    def beside_slots(
-        self, key: Tensor, value: Tensor, bias: Tensor, state: CompressedBlocks
-    ) -> Tuple[Tensor, Tensor, Tensor]:
-        """Sets every block's keys, values and bias beside those of all other blocks' slots."""
-        bsz, num_blocks, num_slots, _ = state.slots.shape
-        slots = state.slots.flatten(1, 2)
-        slot_bias = self.count_bias(state.counts.flatten(1, 2), state.scores.flatten(1, 2))
-        block = torch.arange(num_blocks, device=key.device)
-        own = block.unsqueeze(1) == block.repeat_interleave(num_slots)
-        per_block = (bsz, num_blocks, -1, -1)
-        slot_bias = slot_bias.unsqueeze(1).expand(per_block)
-        slot_bias = slot_bias.masked_fill(own.unsqueeze(1), MASKED_LOGIT)
-        slot_key = self.k_proj(slots).unsqueeze(1).expand(per_block)
-        slot_value = self.v_proj(slots).unsqueeze(1).expand(per_block)
-        return (
-            torch.cat([key, slot_key], dim=2),
-            torch.cat([value, slot_value], dim=2),
-            torch.cat([bias.expand(-1, -1, self.num_heads, -1), slot_bias], dim=3),
-        )

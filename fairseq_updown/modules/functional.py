@@ -4,7 +4,7 @@ Shape letters: B = bsz, N = sequence length, b = block size, H = num_heads, d = 
 L / S = query / key length.
 """
 
-from typing import Any, Iterable, Optional
+from typing import Any, Iterable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -83,14 +83,7 @@ def attend(
     """
     head_dim = query.size(-1)
     if key_bias is not None and key_bias.requires_grad:
-        extra = 8 - head_dim % 8 if head_dim % 8 <= 6 else 16 - head_dim % 8
-        leading = key_bias.to(key.dtype)
-        remaining = (key_bias - leading).to(key.dtype)
-        channels = torch.stack([leading, remaining], dim=-1)
-        channels = channels.expand(*key.shape[:-1], 2)
-        key = torch.cat([key, F.pad(channels, (0, extra - 2))], dim=-1)
-        query = torch.cat([query, _bias_selector(query, extra)], dim=-1)
-        value = F.pad(value, (0, extra))
+        query, key, value = bias_in_channels(query, key, value, key_bias)
     elif key_bias is not None:
         additive = key_bias.unsqueeze(-2)
         if mask is not None:
@@ -102,10 +95,25 @@ def attend(
     return out[..., :head_dim]
 
 
-def _bias_selector(query: Tensor, extra: int) -> Tensor:
-    """Ones against the two bias channels of the keys, zeros against the filling."""
-    ones = query.new_ones((*query.shape[:-1], 2))
-    return F.pad(ones, (0, extra - 2))
+def bias_in_channels(
+    query: Tensor, key: Tensor, value: Tensor, key_bias: Tensor
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Extends the heads so that the bias is part of Q K^T, see :func:`attend`.
+
+    The channels after head_dim hold: ones in the queries against the bias in the keys, in two
+    parts; then zeros up to a multiple of 8.
+    """
+    head_dim = query.size(-1)
+    extra = 8 - head_dim % 8 if head_dim % 8 <= 6 else 16 - head_dim % 8
+    leading = key_bias.to(key.dtype)
+    remaining = (key_bias - leading).to(key.dtype)
+    channels = torch.stack([leading, remaining], dim=-1).expand(*key.shape[:-1], 2)
+    ones = F.pad(query.new_ones((*query.shape[:-1], 2)), (0, extra - 2))
+    return (
+        torch.cat([query, ones], dim=-1),
+        torch.cat([key, F.pad(channels, (0, extra - 2))], dim=-1),
+        F.pad(value, (0, extra)),
+    )
 
 
 def attention_weights(

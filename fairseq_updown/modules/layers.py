@@ -11,9 +11,11 @@ from fairseq.modules.transformer_layer import (
 from torch import Tensor, nn
 
 from .attention import CrossAttention, IncrementalState
+from .beams import BeamHistory
 from .compression import BlockCompressor, CompressedBlocks, TokenMass
 from .decoder_attention import DecoderSelfAttention
 from .encoder_attention import EncoderSelfAttention
+from .feed_forward import feed_forward
 
 
 def build_compressor(cfg: Any, embed_dim: int, num_slots: int) -> Optional[BlockCompressor]:
@@ -85,8 +87,7 @@ class UpdownEncoderLayer(TransformerEncoderLayerBase):
         residual = x
         if self.normalize_before:
             x = self.final_layer_norm(x)
-        x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
-        fc_result = self.fc2(x)
+        fc_result = feed_forward(self, x)
         x = self.residual_connection(self.dropout_module(fc_result), residual)
         if not self.normalize_before:
             x = self.final_layer_norm(x)
@@ -129,6 +130,7 @@ class UpdownDecoderLayer(TransformerDecoderLayerBase):
         memory_counts: Optional[Tensor],
         memory_scores: Optional[Tensor],
         incremental_state: Optional[IncrementalState],
+        history: Optional[BeamHistory],
         need_weights: bool,
         *state: Tensor,
     ) -> Tuple[Optional[Tensor], ...]:
@@ -138,6 +140,7 @@ class UpdownDecoderLayer(TransformerDecoderLayerBase):
             memory: `(sentences, memory_len, encoder_embed_dim)`, or None without an encoder.
             memory_padding_mask: `(sentences, memory_len)` bool or None.
             memory_counts, memory_scores: the fields of the memory's :class:`TokenMass`, or None.
+            history: with `incremental_state`, what each row descends from, this token included.
             need_weights: also return the cross-attention weights.
             state: the fields of a :class:`CompressedBlocks`, or nothing in an anchor layer.
 
@@ -148,7 +151,7 @@ class UpdownDecoderLayer(TransformerDecoderLayerBase):
         if self.normalize_before:
             x = self.self_attn_layer_norm(x)
         x, new_state = self.self_attn(
-            x, CompressedBlocks(*state) if state else None, incremental_state
+            x, CompressedBlocks(*state) if state else None, incremental_state, history
         )
         x = self.residual_connection(self.dropout_module(x), residual)
         if not self.normalize_before:
@@ -170,8 +173,7 @@ class UpdownDecoderLayer(TransformerDecoderLayerBase):
         residual = x
         if self.normalize_before:
             x = self.final_layer_norm(x)
-        x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
-        x = self.residual_connection(self.dropout_module(self.fc2(x)), residual)
+        x = self.residual_connection(self.dropout_module(feed_forward(self, x)), residual)
         if not self.normalize_before:
             x = self.final_layer_norm(x)
         return (x, weights, *(new_state or ()))

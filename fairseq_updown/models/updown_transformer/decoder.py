@@ -5,13 +5,20 @@ from typing import Any, Dict, List, Optional, Tuple
 from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor, nn
 
-from ...modules.attention import IncrementalState
+from ...modules.attention import IncrementalState, UpdownAttention
+from ...modules.beams import BeamHistory, regroup_rows
+from ...modules.decoder_attention import DecoderSelfAttention
 from ...modules.layers import UpdownDecoderLayer, wrap_layer
 from .encoder import EncoderOut
 
 
 class UpdownTransformerDecoder(TransformerDecoderBase):
     """fairseq's decoder with compressed self-attention and a beam-shared, weighted memory."""
+
+    def __init__(self, cfg: Any, *args: Any, **kwargs: Any):
+        super().__init__(cfg, *args, **kwargs)
+        self.block_size = cfg.updown_decoder_block_size
+        self.num_slots = cfg.updown_decoder_slots
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         return wrap_layer(UpdownDecoderLayer(cfg, no_encoder_attn), cfg)
@@ -53,6 +60,9 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         memory: Tuple[Optional[Tensor], ...] = (None,) * 4
         if encoder_out is not None and encoder_out["encoder_out"]:
             memory = unpack_memory(encoder_out)
+        history: Optional[BeamHistory] = None
+        if incremental_state is not None:
+            history = self.add_token(incremental_state, x, memory[0])
         layer_asked = self.num_layers - 1 if alignment_layer is None else alignment_layer
         attn: Optional[Tensor] = None
         inner_states: List[Optional[Tensor]] = [x.transpose(0, 1)]
@@ -64,7 +74,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
                 continue
             asked = alignment_layer is not None or (not self.training and layer.need_attn)
             asked = asked and index == layer_asked
-            x, weights, *carried = layer(x, *memory, incremental_state, asked, *state)
+            x, weights, *carried = layer(x, *memory, incremental_state, history, asked, *state)
             state = tuple(carried)
             inner_states.append(x.transpose(0, 1))
             if weights is not None and encoder_out is not None:
@@ -74,7 +84,50 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             x = self.layer_norm(x)
         if self.project_out_dim is not None:
             x = self.project_out_dim(x)
+        if history is not None and history.completes_block(self.block_size):
+            history = history.turn_block(self.block_size, self.num_slots)
+            self.set_incremental_state(incremental_state, "beams", {"history": history})
         return x, {"attn": [attn], "inner_states": inner_states}
+
+    def add_token(
+        self, incremental_state: IncrementalState, x: Tensor, memory: Optional[Tensor]
+    ) -> BeamHistory:
+        """What the rows of `x`, `(rows, 1, embed_dim)`, descend from, with this step's token."""
+        cached = self.get_incremental_state(incremental_state, "beams")
+        if cached is not None:
+            history = cached["history"]
+        else:
+            sentences = x.size(0) if memory is None else memory.size(0)
+            history = BeamHistory.start(x.size(0), sentences, x.device)
+        history = history.add_token(x.dtype)
+        self.set_incremental_state(incremental_state, "beams", {"history": history})
+        return history
+
+    def reorder_incremental_state(
+        self, incremental_state: IncrementalState, new_order: Tensor
+    ) -> None:
+        """Moves the cached rows to `new_order`, `(new_rows,)` long; rows may repeat or go.
+
+        Within a sentence only the history changes; the cached keys and values move if sentences
+        were dropped, or rows scattered.
+        """
+        cached = self.get_incremental_state(incremental_state, "beams")
+        if cached is None:
+            return
+        history = cached["history"]
+        regrouping = regroup_rows(history.row_sentence, new_order)
+        moved = history.reorder(new_order, regrouping)
+        for attention in self.attentions():
+            if moved is None and isinstance(attention, DecoderSelfAttention):
+                attention.regather(incremental_state, history, new_order, regrouping.sentences)
+            elif regrouping.kept is not None:
+                attention.select_sentences(incremental_state, regrouping.kept)
+        if moved is None:
+            moved = history.copied(regrouping)
+        self.set_incremental_state(incremental_state, "beams", {"history": moved})
+
+    def attentions(self) -> List[UpdownAttention]:
+        return [module for module in self.modules() if isinstance(module, UpdownAttention)]
 
     def embed(self, tokens: Tensor, incremental_state: Optional[IncrementalState]) -> Tensor:
         """Embeds tokens and positions, `(rows, tgt_len or 1, embed_dim)`, as fairseq does."""

@@ -6,7 +6,8 @@ import torch
 from fairseq.models.transformer import TransformerEncoderBase
 from torch import Tensor, nn
 
-from ...modules.attention import regroup_rows, select_rows
+from ...modules.attention import select_rows
+from ...modules.beams import regroup_rows
 from ...modules.compression import SequencePooling, TokenMass
 from ...modules.functional import keep_in_graph, left_align_order, length_mask
 from ...modules.layers import UpdownEncoderLayer, wrap_layer

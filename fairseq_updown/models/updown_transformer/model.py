@@ -18,6 +18,7 @@ from fairseq.modules import LearnedPositionalEmbedding
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from ...modules.dropout import QuickDropout
 from .architectures import MODEL_NAME, register_architectures, resolve
 from .config import UpdownTransformerConfig, validate
 from .decoder import UpdownTransformerDecoder
@@ -65,7 +66,9 @@ class UpdownTransformerModel(TransformerModelBase):
                 "row; leave targets right-padded (--left-pad-target False)"
             )
         _write_back(cfg, args)
-        return super().build_model(TransformerConfig.from_namespace(args), task)
+        model = super().build_model(TransformerConfig.from_namespace(args), task)
+        QuickDropout.replace_in(model)
+        return model
 
     @classmethod
     def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: Any) -> UpdownTransformerEncoder:

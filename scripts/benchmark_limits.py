@@ -1,0 +1,375 @@
+"""The work that is measured, and what bounds it: operations and bytes, the machine's rates, memory.
+
+A :class:`Runner` does one :class:`Work`; :func:`inspect` says what it takes, apart from time.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import common  # noqa: F401  quietens fairseq, which must come later
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.optim.adam import Adam
+from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+import fairseq_updown  # noqa: F401  registers the architectures
+
+T = TypeVar("T")
+
+_ATEN = torch.ops.aten
+# torch counts the operations of the attention kernels for GPUs, not of the one for CPUs.
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention
+    ],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ],
+}
+SHAPES = {"cpu": [(8192, 512, 2048), (2048,) * 3], "cuda": [(16384, 512, 2048), (8192,) * 3]}
+BUFFER = {"cpu": 2**28, "cuda": 2**30}  # float32 numbers: 1 GiB and 4 GiB, far above any cache
+MIB = 2**20
+VOCABULARY = 10_000
+WARM_UP = 512
+
+
+class OutOfMemory(Exception):
+    """The work does not fit into the memory there is."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where the work runs, and in which type."""
+
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row: a training step, or (kind "generate") beam search for ``tgt_len`` steps.
+
+    The operations of a training step are counted in one more step, where ``counted`` asks for it.
+    """
+
+    kind: str
+    bsz: int
+    src_len: int
+    tgt_len: int
+    attention_dropout: float = 0.0
+    beam: int = 1
+    counted: bool = False
+
+
+def build(arch: str, work: Work, setup: Setup) -> Any:
+    """A model of the architecture, with random weights, that takes the work's lengths."""
+    torch.manual_seed(1)
+    dictionary = Dictionary()
+    for number in range(VOCABULARY - len(dictionary)):
+        dictionary.add_symbol(f"w{number}")
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, cfg=None)
+    args = Namespace(
+        _name=arch,
+        share_all_embeddings=True,
+        dropout=0.1,
+        attention_dropout=work.attention_dropout,
+        max_source_positions=max(work.src_len, 1024),
+        max_target_positions=max(work.tgt_len + 2, 1024),
+    )
+    ARCH_CONFIG_REGISTRY[arch](args)
+    model = ARCH_MODEL_REGISTRY[arch].build_model(args, task)
+    return model.to(device=setup.device, dtype=getattr(torch, setup.dtype))
+
+
+def batch(work: Work, setup: Setup) -> tuple[Tensor, Tensor]:
+    """Random source and target tokens, never special symbols, the same for every architecture."""
+    generator = torch.Generator().manual_seed(work.src_len)
+    source, target = (
+        torch.randint(4, VOCABULARY, (work.bsz, length), generator=generator).to(setup.device)
+        for length in (work.src_len, work.tgt_len)
+    )
+    return source, target
+
+
+def train(model: Any, optimizer: Adam, source: Tensor, target: Tensor) -> None:
+    """One training step."""
+    optimizer.zero_grad(set_to_none=True)
+    logits = model(source, None, target)[0].flatten(0, 1).float()
+    torch.nn.functional.cross_entropy(logits, target.flatten(), label_smoothing=0.1).backward()
+    optimizer.step()
+
+
+def generate(model: Any, source: Tensor, beam: int, steps: int) -> None:
+    """Beam search to exactly ``steps`` tokens; the end of sentence makes one more step."""
+    generator = SequenceGenerator(
+        [model], model.decoder.dictionary, beam_size=beam, max_len_b=steps, min_len=steps
+    )
+    generator.generate([model], {"net_input": {"src_tokens": source}})
+
+
+class Runner:
+    """A built model, and one work that it can do again and again."""
+
+    def __init__(self, arch: str, work: Work, setup: Setup) -> None:
+        self.work, self.setup = work, setup
+        self.model = build(arch, work, setup)
+        self.source, self.target = batch(work, setup)
+        if work.kind == "train":
+            self.optimizer = Adam(self.model.parameters(), lr=1e-4)
+            self.model.train()
+        else:
+            self.model.make_generation_fast_(beamable_mm_beam_size=work.beam, need_attn=False)
+            self.model.eval()
+
+    def warm_up(self) -> None:
+        """First calls, at a short length: kernels are chosen, Adam's state is made."""
+        source, target = batch(
+            replace(self.work, src_len=min(self.work.src_len, WARM_UP)), self.setup
+        )
+        if self.work.kind == "train":
+            train(self.model, self.optimizer, source, target)
+        else:
+            generate(self.model, source, self.work.beam, 2)
+
+    def run(self) -> None:
+        """The work, once."""
+        if self.work.kind == "train":
+            train(self.model, self.optimizer, self.source, self.target)
+        else:
+            generate(self.model, self.source, self.work.beam, self.work.tgt_len)
+
+    def encode(self) -> None:
+        with torch.no_grad():
+            self.model.encoder(self.source)
+
+    def timed(self) -> dict[str, float]:
+        """Seconds of a training step; or of the encoder, and of a decoding step without it."""
+        if self.work.kind == "train":
+            return {"seconds": seconds_of(self.run, self.setup.device)}
+        encoder = seconds_of(self.encode, self.setup.device)
+        decoder = seconds_of(self.run, self.setup.device) - encoder
+        return {"seconds": decoder / (self.work.tgt_len + 1), "encoder_seconds": encoder}
+
+
+class WorkCounter(TorchDispatchMode):
+    """Counts what runs under it: operations by torch's formulas (matrix products, attention).
+
+    Attributes:
+        flops: floating-point operations; the masked half of causal attention counts, as in torch.
+        bytes_read: size of those tensors of :meth:`watch` that any operation was given.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        self.bytes_read = 0
+        self._watched: dict[int, int] = {}
+
+    def watch(self, tensors: Iterable[Tensor]) -> None:
+        """Tensors that count as read once something uses them; views share a storage."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            size = min(tensor.nbytes, storage.nbytes())
+            self._watched[storage.data_ptr()] = max(size, self._watched.get(storage.data_ptr(), 0))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._watched:
+            for tensor in tensors_in([args, kwargs]):
+                self.bytes_read += self._watched.pop(tensor.untyped_storage().data_ptr(), 0)
+        result = func(*args, **kwargs)
+        formula = FORMULAS.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=result)
+        return result
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def count_decoding_step(model: Any, prefix: int) -> WorkCounter:
+    """From now on, counts the decoder's call for a target prefix of that many tokens.
+
+    Watched are the decoder's parameters, the encoder's output and the incremental state.
+    """
+    forward = model.decoder.forward
+    counter = WorkCounter()
+
+    def counted(tokens: Tensor, **options: Any) -> Any:
+        if tokens.size(1) != prefix:
+            return forward(tokens, **options)
+        counter.watch(tensors_in([list(model.decoder.parameters()), options]))
+        with counter:
+            return forward(tokens, **options)
+
+    model.decoder.forward = counted
+    return counter
+
+
+class MemoryMeter:
+    """Memory from its making on: resident in the process (CPU, Linux), or allocated (GPU)."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated() / MIB
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+            self.before = _kib("/proc/self/status", "VmRSS") / 1024
+
+    def figures(self) -> dict[str, float]:
+        """The peak, and what it has over the memory at the beginning, in MiB."""
+        if self.cuda:
+            peak = torch.cuda.max_memory_allocated() / MIB
+        else:
+            peak = _kib("/proc/self/status", "VmHWM") / 1024
+        return {"peak_mib": peak, "added_mib": peak - self.before}
+
+
+def available_mib(device: str) -> float:
+    """Memory that can still be taken."""
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        held = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return (free + held) / MIB
+    return _kib("/proc/meminfo", "MemAvailable") / 1024
+
+
+def _kib(file: str, field: str) -> int:
+    lines = Path(file).read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def guard_memory(action: Callable[[], T]) -> T:
+    """Calls ``action``; what says that memory ran out becomes :class:`OutOfMemory`."""
+    try:
+        return action()
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemory(str(error)) from None
+    except RuntimeError as error:  # torch's allocator on CPUs
+        if "allocate memory" not in str(error):
+            raise
+        raise OutOfMemory(str(error)) from None
+
+
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Calls ``function`` in a new process, forked from one that has only imported the modules.
+
+    Raises:
+        OutOfMemory: an allocation failed, or the process was killed, as the kernel does then.
+    """
+    with ProcessPoolExecutor(1, mp_context=_server()) as pool:
+        try:
+            return guard_memory(pool.submit(function, *arguments).result)
+        except BrokenProcessPool as error:
+            raise OutOfMemory("the process was killed") from error
+
+
+@cache
+def _server() -> BaseContext:
+    """Processes that fork from a server, which imports this module by way of PYTHONPATH."""
+    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+    context = get_context("forkserver")
+    # What an optimizer imports at its first step is no memory of that step.
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    return context
+
+
+def synchronize(device: str) -> None:
+    """Waits for what a GPU still has to do."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_of(action: Callable[[], Any], device: str) -> float:
+    """Wall time of one call."""
+    synchronize(device)
+    start = time.perf_counter()
+    action()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def measured_rates(device: str, dtype: torch.dtype) -> dict[str, float]:
+    """What this machine reaches: matrix products, and reading memory; medians of 5, warmed up.
+
+    Returns:
+        ``flops_per_s`` of the best of some products in ``dtype``, and ``bytes_per_s`` of a float32
+        buffer that no cache holds, in a sum or in a matrix-vector product, whichever is faster.
+    """
+    options: dict[str, Any] = {"device": device, "dtype": dtype}
+    flops = 0.0
+    for rows, inner, columns in SHAPES[device]:
+        x, weight = torch.randn(rows, inner, **options), torch.randn(columns, inner, **options)
+        seconds = _median_seconds(partial(torch.nn.functional.linear, x, weight), device)
+        flops = max(flops, 2 * rows * inner * columns / seconds)
+    buffer = torch.empty(BUFFER[device] // 4096, 4096, device=device).uniform_()
+    vector = torch.rand(4096, device=device)
+    seconds = min(_median_seconds(read, device) for read in (buffer.sum, lambda: buffer @ vector))
+    return {"flops_per_s": flops, "bytes_per_s": buffer.nbytes / seconds}
+
+
+def _median_seconds(action: Callable[[], Any], device: str) -> float:
+    with torch.no_grad():
+        return statistics.median([seconds_of(action, device) for _ in range(6)][1:])
+
+
+def warm_runner(arch: str, work: Work, setup: Setup) -> Runner:
+    """A runner whose next run can be timed."""
+    runner = Runner(arch, work, setup)
+    runner.warm_up()
+    return runner
+
+
+def inspect(arch: str, work: Work, setup: Setup) -> dict[str, float]:
+    """Memory and operations of the work, done once: a training step, or the middle decoding step.
+
+    The process should hold nothing else.
+    """
+    runner = Runner(arch, work, setup)
+    meter = MemoryMeter(setup.device)
+    runner.warm_up()
+    if work.kind == "generate":
+        counter = count_decoding_step(runner.model, work.tgt_len // 2 + 1)
+        runner.run()
+        return {**meter.figures(), "flops": counter.flops, "bytes_read": counter.bytes_read}
+    runner.run()
+    figures = meter.figures()
+    if work.counted:  # apart, since counting changes when torch frees
+        with WorkCounter() as counter:
+            runner.run()
+        figures["flops"] = counter.flops
+    return figures

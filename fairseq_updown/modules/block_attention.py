@@ -3,9 +3,10 @@
 Shape letters as in `functional.py`; r slots per block, G = num_blocks * r slots in all.
 """
 
-from typing import Any, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -137,43 +138,26 @@ class _BesideSlots(torch.autograd.Function):
         grad_out = grad_out.reshape(out.shape)
 
         own = _own_operands(query, keys, num_heads, learned[0])
-        rows = (bsz * num_blocks, block_size)
-        blocks = [t.reshape(*rows, *t.shape[2:]) for t in (grad_out, out, lse)]
-        grad_query, grad_key, grad_value = _flash_backward(own, *blocks)
-        head_dim = out.size(-1)
-        grad_bias = grad_key[..., head_dim] if learned[0] else None
-        if grad_bias is not None:
-            grad_bias = grad_bias.unflatten(0, (bsz, num_blocks))
-            if keys.bias is not None and keys.bias.size(2) == 1:
-                grad_bias = grad_bias.sum(dim=2, keepdim=True)
-        grad_query, grad_key, grad_value = (
-            t[..., :head_dim].transpose(1, 2).reshape(query.shape)
-            for t in (grad_query, grad_key, grad_value)
-        )
-        grad_slots: Optional[Tuple[Tensor, Tensor]] = None
-        tokens = grad_query.view(out.shape)
+        as_rows = (bsz * num_blocks, block_size)
+        by_block = (t.reshape(*as_rows, *t.shape[2:]) for t in (grad_out, out, lse))
+        grad_query, grad_key, grad_value, grad_bias = _flash_backward(own, *by_block)
+        if keys.bias is not None and learned[0]:
+            grad_bias = grad_bias.unflatten(0, (bsz, num_blocks)).sum_to_size(keys.bias.shape)
+
+        grad_tokens = grad_query.reshape(out.shape)
+        slot_grads: List[Tensor] = []
         for rows, slots in _slot_operands(query, keys, num_heads, learned[1]):
-            chunk = (t[:, rows] for t in (grad_out, out, lse))
-            by_slots, *both = _flash_backward(slots, *chunk)
-            tokens[:, rows] += by_slots[..., :head_dim].transpose(1, 2)
-            grad_slots = (
-                (both[0], both[1])
-                if grad_slots is None
-                else (grad_slots[0].add_(both[0]), grad_slots[1].add_(both[1]))
-            )
-        assert grad_slots is not None
-        grad_slot_bias = grad_slots[0][..., head_dim] if learned[1] else None
-        grad_slot_key, grad_slot_value = (
-            t[..., :head_dim].transpose(1, 2).flatten(2) for t in grad_slots
-        )
+            by_slots, *grads = _flash_backward(slots, *(t[:, rows] for t in (grad_out, out, lse)))
+            grad_tokens[:, rows] += by_slots
+            slot_grads = [t + more for t, more in zip(slot_grads, grads)] if slot_grads else grads
         return (
-            grad_query,
-            grad_key,
-            grad_value,
-            grad_bias,
-            grad_slot_key,
-            grad_slot_value,
-            grad_slot_bias,
+            grad_tokens.reshape(query.shape),
+            grad_key.reshape(query.shape),
+            grad_value.reshape(query.shape),
+            grad_bias if learned[0] else None,
+            slot_grads[0].flatten(2),
+            slot_grads[1].flatten(2),
+            slot_grads[2] if learned[1] else None,
             None,
         )
 
@@ -185,9 +169,11 @@ def _learned(ctx: Any) -> Tuple[bool, bool]:
 
 def _own_operands(query: Tensor, keys: BlockKeys, num_heads: int, learned: bool) -> _Operands:
     """Each block is a row of its own: `(B * num_blocks, H, b, channels)`."""
-    heads = (split_heads(t.flatten(0, 1), num_heads) for t in (query, keys.key, keys.value))
+    own_query, own_key, own_value = (
+        split_heads(t.flatten(0, 1), num_heads) for t in (query, keys.key, keys.value)
+    )
     bias = keys.bias.flatten(0, 1) if keys.bias is not None else None
-    return _operands(*heads, bias, None, learned)
+    return _operands(own_query, own_key, own_value, bias, None, learned)
 
 
 def _slot_operands(
@@ -234,12 +220,16 @@ def _flash(x: _Operands) -> Tuple[Tensor, Tensor]:
 
 def _flash_backward(
     x: _Operands, grad_out: Tensor, out: Tensor, lse: Tensor
-) -> Tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value; grad_out, out `(*, L, H, head_dim)`, lse `(*, L, H)`."""
-    extra = x.query.size(-1) - out.size(-1)
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, `(*, L or S, H, head_dim)`, and of the bias in the keys'
+    channels, `(*, H, S)`; grad_out, out `(*, L, H, head_dim)`, lse `(*, L, H)`."""
+    head_dim = out.size(-1)
+    extra = x.query.size(-1) - head_dim
     if extra:
-        grad_out, out = (torch.nn.functional.pad(t, (0, extra)) for t in (grad_out, out))
+        grad_out, out = (F.pad(t, (0, extra)) for t in (grad_out, out))
     grad_out, out, lse = (t.transpose(1, 2) for t in (grad_out, out, lse))
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         grad_out, x.query, x.key, x.value, out, lse, 0.0, False, attn_mask=x.mask, scale=1.0
     )
+    query, key, value = (t.transpose(1, 2)[..., :head_dim] for t in grads)
+    return query, key, value, grads[1][..., head_dim] if extra else key.new_empty(0)

@@ -166,9 +166,10 @@ class DecoderSelfAttention(UpdownAttention):
     ) -> Tensor:
         """`(sentences, num_heads, beams, head_dim)` to all cached positions, of which each beam
         sees those that it descends from."""
-        keys = (cache["prev_key"], cache["prev_value"])
         key, value = (
-            split_heads(t[:, : history.positions].flatten(1, 2), self.num_heads) for t in keys
+            split_heads(t[:, : history.positions].flatten(1, 2), self.num_heads)
+            for t in (cache["prev_key"], cache["prev_value"])
+            if t is not None
         )
         mask, slot_bias = history.mask, cache.get("slot_bias")
         if slot_bias is not None:

@@ -146,7 +146,7 @@ def keep_in_graph(x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     A mechanism that a batch did not need (all sentences shorter than a block) has no gradient of
     its own; DistributedDataParallel waits for one unless told to search.
     """
-    trained = [p for p in parameters if p.requires_grad]
-    if not trained or not torch.is_grad_enabled() or not x.requires_grad:
+    if not torch.is_grad_enabled() or not x.requires_grad:
         return x
-    return _KeepInGraph.apply(x, *trained)
+    trained = [p for p in parameters if p.requires_grad]
+    return _KeepInGraph.apply(x, *trained) if trained else x

@@ -117,17 +117,18 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         history = cached["history"]
         regrouping = regroup_rows(history.row_sentence, new_order)
         moved = history.reorder(new_order, regrouping)
-        for attention in self.attentions():
-            if moved is None and isinstance(attention, DecoderSelfAttention):
-                attention.regather(incremental_state, history, new_order, regrouping.sentences)
-            elif regrouping.kept is not None:
-                attention.select_sentences(incremental_state, regrouping.kept)
+        if moved is None or regrouping.kept is not None:
+            for attention in self.modules():
+                if moved is None and isinstance(attention, DecoderSelfAttention):
+                    attention.regather(incremental_state, history, new_order, regrouping.sentences)
+                elif regrouping.kept is not None and isinstance(attention, UpdownAttention):
+                    attention.select_sentences(incremental_state, regrouping.kept)
         if moved is None:
             moved = history.copied(regrouping)
         self.set_incremental_state(incremental_state, "beams", {"history": moved})
 
-    def attentions(self) -> List[UpdownAttention]:
-        return [module for module in self.modules() if isinstance(module, UpdownAttention)]
+    # What `SequenceGenerator` calls; no module below has anything of its own to reorder.
+    reorder_incremental_state_scripting = reorder_incremental_state
 
     def embed(self, tokens: Tensor, incremental_state: Optional[IncrementalState]) -> Tensor:
         """Embeds tokens and positions, `(rows, tgt_len or 1, embed_dim)`, as fairseq does."""

@@ -81,24 +81,31 @@ class UpdownAttention(MultiheadAttention):
             return zeros.masked_fill(padding_mask, MASKED_LOGIT).unsqueeze(1)
         return None
 
-    def query_mean(self, blocks: Tensor, lengths: Tensor) -> Tensor:
-        """The mean over each block's real tokens of their scaled queries, over num_heads: its
-        product with a key, heads side by side, is the key's mean logit.
+    def mean_logit(self, blocks: Tensor, lengths: Tensor) -> Tuple[Tensor, Tensor]:
+        """The mean over a block's queries and heads of their logit with a key, as a linear function
+        of the key's token: with q the mean of the scaled queries over num_heads, heads side by
+        side, q . (W_k x + b_k) = (W_k^T q) . x + q . b_k; and q itself is W_q of the mean token.
 
         Args:
             blocks: `(bsz, num_blocks, block_size, embed_dim)`, the attention's input.
             lengths: `(bsz, num_blocks)` long, real tokens of each block, which stand first.
 
         Returns:
-            `(bsz, num_blocks, embed_dim)`, at least float32.
+            W_k^T q `(bsz, num_blocks, embed_dim)` and q . b_k `(bsz, num_blocks)`, at least
+            float32.
         """
         with torch.autocast(blocks.device.type, enabled=False):
             is_real = ~length_mask(lengths, blocks.size(2))
             x = full_precision(blocks)
             share = is_real.to(x.dtype) / lengths.clamp(min=1).unsqueeze(-1)
             mean = (share.unsqueeze(2) @ x).squeeze(2)
-            weight, bias = full_precision(self.q_proj.weight), full_precision(self.q_proj.bias)
-            return F.linear(mean, weight, bias) * (self.scaling / self.num_heads)
+            query_weight, query_bias, key_weight, key_bias = (
+                full_precision(t)
+                for proj in (self.q_proj, self.k_proj)
+                for t in (proj.weight, proj.bias)
+            )
+            query = F.linear(mean, query_weight, query_bias) * (self.scaling / self.num_heads)
+            return query @ key_weight, query @ key_bias
 
     def project_slots(self, state: CompressedBlocks) -> Tuple[Tensor, Tensor, Tensor]:
         """The slots' keys and values `(bsz, slots, embed_dim)` and bias `(bsz, num_heads, slots)`,

@@ -113,14 +113,12 @@ class _BesideSlots(torch.autograd.Function):
         num_heads: int,
     ) -> Tensor:
         keys = BlockKeys(key, value, bias, slot_key, slot_value, slot_bias)
-        learned = _learned(ctx)
-        own = _own_operands(query, keys, num_heads, learned[0])
-        out, lse = _flash(own)
+        out, lse = _flash(_own_operands(query, keys, num_heads, ctx.needs_input_grad[3]))
         head_dim = query.size(-1) // num_heads
         tokens = (query.size(0), -1, num_heads)
         out = out.transpose(1, 2)[..., :head_dim].reshape(*tokens, head_dim)  # (B, N, H, head_dim)
         lse = lse.transpose(1, 2).reshape(tokens)  # (B, N, H)
-        for rows, slots in _slot_operands(query, keys, num_heads, learned[1]):
+        for rows, slots in _slot_operands(query, keys, num_heads):
             slot_out, slot_lse = (t.transpose(1, 2) for t in _flash(slots))
             weight = torch.sigmoid(lse[:, rows] - slot_lse).unsqueeze(-1).to(out.dtype)
             out[:, rows] = torch.lerp(slot_out[..., :head_dim], out[:, rows], weight)
@@ -133,20 +131,20 @@ class _BesideSlots(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> Any:
         query, *saved, out, lse = ctx.saved_tensors
-        keys, num_heads, learned = BlockKeys(*saved), ctx.num_heads, _learned(ctx)
+        keys, num_heads, learned = BlockKeys(*saved), ctx.num_heads, ctx.needs_input_grad[3]
         bsz, num_blocks, block_size, _ = query.shape
         grad_out = grad_out.reshape(out.shape)
 
-        own = _own_operands(query, keys, num_heads, learned[0])
+        own = _own_operands(query, keys, num_heads, learned)
         as_rows = (bsz * num_blocks, block_size)
         by_block = (t.reshape(*as_rows, *t.shape[2:]) for t in (grad_out, out, lse))
         grad_query, grad_key, grad_value, grad_bias = _flash_backward(own, *by_block)
-        if keys.bias is not None and learned[0]:
+        if keys.bias is not None and learned:
             grad_bias = grad_bias.unflatten(0, (bsz, num_blocks)).sum_to_size(keys.bias.shape)
 
         grad_tokens = grad_query.reshape(out.shape)
         slot_grads: List[Tensor] = []
-        for rows, slots in _slot_operands(query, keys, num_heads, learned[1]):
+        for rows, slots in _slot_operands(query, keys, num_heads):
             by_slots, *grads = _flash_backward(slots, *(t[:, rows] for t in (grad_out, out, lse)))
             grad_tokens[:, rows] += by_slots
             slot_grads = [t + more for t, more in zip(slot_grads, grads)] if slot_grads else grads
@@ -154,33 +152,34 @@ class _BesideSlots(torch.autograd.Function):
             grad_tokens.reshape(query.shape),
             grad_key.reshape(query.shape),
             grad_value.reshape(query.shape),
-            grad_bias if learned[0] else None,
+            grad_bias if learned else None,
             slot_grads[0].flatten(2),
             slot_grads[1].flatten(2),
-            slot_grads[2] if learned[1] else None,
+            slot_grads[2],
             None,
         )
 
 
-def _learned(ctx: Any) -> Tuple[bool, bool]:
-    """Whether the bias of the keys, and of the slots, wants a gradient."""
-    return ctx.needs_input_grad[3], ctx.needs_input_grad[6]
-
-
 def _own_operands(query: Tensor, keys: BlockKeys, num_heads: int, learned: bool) -> _Operands:
-    """Each block is a row of its own: `(B * num_blocks, H, b, channels)`."""
+    """Each block is a row of its own: `(B * num_blocks, H, b, channels)`. A bias that wants a
+    gradient is in the keys' channels, see :func:`attend`."""
     own_query, own_key, own_value = (
         split_heads(t.flatten(0, 1), num_heads) for t in (query, keys.key, keys.value)
     )
-    bias = keys.bias.flatten(0, 1) if keys.bias is not None else None
-    return _operands(own_query, own_key, own_value, bias, None, learned)
+    if keys.bias is None:
+        return _Operands(own_query, own_key, own_value, None)
+    bias = keys.bias.flatten(0, 1)
+    if learned:
+        return _Operands(*bias_in_channels(own_query, own_key, own_value, bias), None)
+    return _Operands(own_query, own_key, own_value, bias.unsqueeze(-2).to(query.dtype))
 
 
 def _slot_operands(
-    query: Tensor, keys: BlockKeys, num_heads: int, learned: bool
+    query: Tensor, keys: BlockKeys, num_heads: int
 ) -> Iterator[Tuple[slice, _Operands]]:
     """Some blocks' queries and all slots, those of the queries' own block hidden; the rows of the
-    queries, then `(B, H, rows or G, channels)`."""
+    queries, then `(B, H, rows or G, channels)`. The bias is always in the keys' channels, for a
+    mask that held it would be one for every head."""
     num_blocks, block_size = query.shape[1:3]
     slot_key, slot_value = (split_heads(t, num_heads) for t in (keys.slot_key, keys.slot_value))
     own = _own_slots(num_blocks, slot_key.size(2), query.device)
@@ -191,24 +190,8 @@ def _slot_operands(
         heads = split_heads(query[:, first:last].flatten(1, 2), num_heads)
         mask = hidden[first:last].repeat_interleave(block_size, dim=0)[None, None]
         rows = slice(first * block_size, last * block_size)
-        yield rows, _operands(heads, slot_key, slot_value, keys.slot_bias, mask, learned)
-
-
-def _operands(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Optional[Tensor],
-    mask: Optional[Tensor],
-    learned: bool,
-) -> _Operands:
-    """Puts the bias where the kernel gives what is wanted of it, see :func:`attend`."""
-    if bias is not None and learned:
-        return _Operands(*bias_in_channels(query, key, value, bias), mask)
-    if bias is not None:
-        additive = bias.unsqueeze(-2).to(query.dtype)
-        mask = additive if mask is None else mask + additive
-    return _Operands(query, key, value, mask)
+        tensors = bias_in_channels(heads, slot_key, slot_value, keys.slot_bias)
+        yield rows, _Operands(*tensors, mask)
 
 
 def _flash(x: _Operands) -> Tuple[Tensor, Tensor]:

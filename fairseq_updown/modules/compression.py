@@ -112,8 +112,8 @@ class BlockCompressor(nn.Module):
     def forward(
         self,
         x: Tensor,
-        query_mean: Tensor,
-        key: Tensor,
+        direction: Tensor,
+        offset: Tensor,
         lengths: Tensor,
         counts: Optional[Tensor],
         state: Optional[CompressedBlocks],
@@ -121,14 +121,14 @@ class BlockCompressor(nn.Module):
         """
         Args:
             x: `(bsz, num_blocks, block_size, embed_dim)`.
-            query_mean: `(bsz, num_blocks, attn_dim)`, mean of the block's scaled queries over
-                num_heads, heads side by side: its product with a key is that key's mean logit.
-            key: `(bsz, num_blocks, block_size, attn_dim)`, heads side by side.
+            direction: `(bsz, num_blocks, embed_dim)`, offset: `(bsz, num_blocks)`, at least
+                float32: the mean logit of token x_i as a key of its block is
+                direction . x_i + offset.
             lengths: `(bsz, num_blocks)` long, real tokens of each block; they stand first.
             counts: `(bsz, num_blocks, block_size)`, tokens that each token stands for; None: 1.
             state: the layer before's, or None in an anchor layer.
         """
-        logits = self.score(x, query_mean, key)
+        logits = self.score(x, direction, offset)
         pooled = self.assign(logits, lengths, counts) if state is None else state
         slot_range = torch.arange(self.num_slots, device=x.device).unsqueeze(-1)
         member = pooled.assignment.unsqueeze(-2) == slot_range
@@ -143,11 +143,11 @@ class BlockCompressor(nn.Module):
             slots = self.carry(slots, state.slots, member)
         return pooled._replace(log_weights=log_weights, slots=slots)
 
-    def score(self, x: Tensor, query_mean: Tensor, key: Tensor) -> Tensor:
+    def score(self, x: Tensor, direction: Tensor, offset: Tensor) -> Tensor:
         """r of :class:`BlockCompressor`, `(bsz, num_blocks, block_size)`, at least float32."""
         with torch.autocast(x.device.type, enabled=False):
-            attention = full_precision(key) @ full_precision(query_mean).unsqueeze(-1)
-            return attention.squeeze(-1) + full_precision(x) @ full_precision(self.scorer)
+            towards = (direction + full_precision(self.scorer)).unsqueeze(-1)
+            return (full_precision(x) @ towards).squeeze(-1) + offset.unsqueeze(-1)
 
     def assign(self, logits: Tensor, lengths: Tensor, counts: Optional[Tensor]) -> CompressedBlocks:
         """The anchor's part: which token goes to which slot (the slots' states are not yet set)."""

@@ -57,7 +57,7 @@ class DecoderSelfAttention(UpdownAttention):
         num_slots, bias = 0, None
         if self.compressor is not None:
             num_slots = self.compressor.num_slots
-            state = self.compress(blocks[:, :-2], key[:, :-2], state)
+            state = self.compress(blocks[:, :-2], state)
         key, value = self.beside_previous(key), self.beside_previous(value)
         if state is not None:
             key, value, bias = self.beside_slots(key, value, state)
@@ -101,14 +101,11 @@ class DecoderSelfAttention(UpdownAttention):
         slots = (slot_block <= block - 2).expand(*shape, slot_block.numel())
         return torch.cat([previous, own, slots], dim=2)
 
-    def compress(
-        self, blocks: Tensor, key: Tensor, state: Optional[CompressedBlocks]
-    ) -> CompressedBlocks:
-        """Up, of complete blocks; blocks, key are `(bsz, num_blocks, block_size, embed_dim)`."""
+    def compress(self, blocks: Tensor, state: Optional[CompressedBlocks]) -> CompressedBlocks:
+        """Up, of complete blocks, `(bsz, num_blocks, block_size, embed_dim)`."""
         assert self.compressor is not None
         lengths = torch.full(blocks.shape[:2], self.block_size, device=blocks.device)
-        query_mean = self.query_mean(blocks, lengths)
-        return self.compressor(blocks, query_mean, key, lengths, None, state)
+        return self.compressor(blocks, *self.mean_logit(blocks, lengths), lengths, None, state)
 
     def beside_slots(
         self, key: Tensor, value: Tensor, state: CompressedBlocks
@@ -187,14 +184,11 @@ class DecoderSelfAttention(UpdownAttention):
         state: Optional[CompressedBlocks],
     ) -> CompressedBlocks:
         """Up, of the block just completed, for every hypothesis."""
-        block, end = self.block_size, history.positions
-        origin = history.origin[:, :, -block:]
-        inputs, keys = cache["block_input"], cache["prev_key"]
+        inputs = cache["block_input"]
         assert inputs is not None
-        assert keys is not None
-        inputs = history.collect(inputs[:, :block], origin)
-        key = history.collect(keys[:, end - block : end], origin)
-        return self.compress(inputs.unsqueeze(1), key.unsqueeze(1), state)
+        origin = history.origin[:, :, -self.block_size :]
+        inputs = history.collect(inputs[:, : self.block_size], origin)
+        return self.compress(inputs.unsqueeze(1), state)
 
     def slots_to_cache(self, state: CompressedBlocks, history: BeamHistory) -> Dict[str, Tensor]:
         """The slots of the block just completed, as the cache holds them."""

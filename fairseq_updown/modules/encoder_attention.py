@@ -63,7 +63,7 @@ class EncoderSelfAttention(UpdownAttention):
             bias = bias.flatten(0, 1) if bias is not None else None
             out = merge_heads(attend(*heads, key_bias=bias, dropout=dropout)).view(query.shape)
         else:
-            state = self.compress(blocks, key, padding_mask, mass, state, x.size(1))
+            state = self.compress(blocks, padding_mask, mass, state, x.size(1))
             keys = BlockKeys(key, value, bias, *self.project_slots(state))
             out = attend_beside_slots(query, keys, self.num_heads, dropout)
         return self.project_out(out.flatten(1, 2)[:, : x.size(1)]), state
@@ -86,13 +86,12 @@ class EncoderSelfAttention(UpdownAttention):
     def compress(
         self,
         blocks: Tensor,
-        key: Tensor,
         padding_mask: Optional[Tensor],
         mass: Optional[TokenMass],
         state: Optional[CompressedBlocks],
         length: int,
     ) -> CompressedBlocks:
-        """Up: blocks, key are `(bsz, num_blocks, block_size, embed_dim)`."""
+        """Up: blocks are `(bsz, num_blocks, block_size, embed_dim)`."""
         assert self.compressor is not None
         bsz, num_blocks, block_size, _ = blocks.shape
         if padding_mask is None:
@@ -102,5 +101,5 @@ class EncoderSelfAttention(UpdownAttention):
         starts = torch.arange(num_blocks, device=blocks.device) * block_size
         block_lengths = (lengths.unsqueeze(1) - starts).clamp(min=0, max=block_size)
         counts = self.to_blocks(mass.counts) if mass is not None else None
-        query_mean = self.query_mean(blocks, block_lengths)
-        return self.compressor(blocks, query_mean, key, block_lengths, counts, state)
+        mean_logit = self.mean_logit(blocks, block_lengths)
+        return self.compressor(blocks, *mean_logit, block_lengths, counts, state)

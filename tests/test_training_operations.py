@@ -129,6 +129,18 @@ def test_feed_forward_equals_its_definition(activation: str, quantised: bool) ->
     torch.testing.assert_close(gradients(x, layer), gradients(y, other), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("rows", [1, 8, 20, 63, 64])
+def test_feed_forward_of_a_decoding_step(rows: int) -> None:
+    torch.manual_seed(0)
+    layer = Layer("relu").double()
+    x = torch.randn(rows, 1, 6, dtype=torch.float64)
+    expected = layer.fc2(F.relu(layer.fc1(x)))
+    with torch.no_grad():
+        actual = feed_forward(layer, x)
+    assert actual.is_contiguous()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
 def test_feed_forward_keeps_activation_dropout() -> None:
     layer = Layer("relu", p=0.5).train()
     x = torch.randn(4, 6)

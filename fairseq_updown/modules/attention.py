@@ -179,6 +179,7 @@ class CrossAttention(UpdownAttention):
         value = split_heads(self.v_proj(memory), self.num_heads)
         bias = self.key_bias(mass, padding_mask)
         if incremental_state is not None:
+            key, value = key.contiguous(), value.contiguous()  # read at every step, head by head
             cache = {"prev_key": key, "prev_value": value, "prev_bias": bias}
             self.set_incremental_state(incremental_state, self.cache_name, cache)
         return key, value, bias

@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
+# Rows of a decoding step for which torch's CPU library is quicker, by a third, at W x^T.
+_FEW_ROWS = range(8, 64)
+
+
 def feed_forward(layer: Any, x: Tensor) -> Tensor:
     """fc2(dropout(activation(fc1(x)))) of a fairseq encoder or decoder layer.
 
@@ -19,8 +23,17 @@ def feed_forward(layer: Any, x: Tensor) -> Tensor:
     autocast = torch.is_autocast_enabled(x.device.type)
     if layer.activation_fn is F.relu and plain and not dropped and not autocast:
         tensors = (layer.fc1.weight, layer.fc1.bias, layer.fc2.weight, layer.fc2.bias)
-        return _ReluFeedForward.apply(x.flatten(0, -2), *tensors).view(*x.shape[:-1], -1)
+        rows = x.flatten(0, -2)
+        if x.device.type == "cpu" and len(rows) in _FEW_ROWS and not torch.is_grad_enabled():
+            return _few_rows(rows, *tensors).view(x.shape)
+        return _ReluFeedForward.apply(rows, *tensors).view(*x.shape[:-1], -1)
     return layer.fc2(dropout(layer.activation_fn(layer.fc1(x))))
+
+
+def _few_rows(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """Columns in place of rows all through."""
+    hidden = F.relu(torch.addmm(bias1.unsqueeze(1), weight1, x.t()), inplace=True)
+    return torch.addmm(bias2.unsqueeze(1), weight2, hidden).t().contiguous()
 
 
 class _ReluFeedForward(torch.autograd.Function):

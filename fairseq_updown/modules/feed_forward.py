@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-
 # Rows of a decoding step for which torch's CPU library is quicker, by a third, at W x^T.
 _FEW_ROWS = range(8, 64)
 

@@ -10,7 +10,7 @@ Usage: run.sh [options] [-- further fairseq-train options]
 Train a system on long documents and their summaries, summarize the test set and score it with
 ROUGE. Every finished step is skipped and training resumes when run again.
 
-  --system NAME     arxiv (default), early, pyramidion, blockwise: updown_transformer_NAME;
+  --system NAME     arxiv (default), pyramidion, blockwise: updown_transformer_NAME;
                     transformer: fairseq's own, its sources cut to 1,024 tokens
   --tokens N        cut sources to N tokens (default: 4096; also run: 8192, 16384)
   --corpus DIR      a corpus of prepare_documents.py (default: one of RFCs, made by
@@ -50,9 +50,9 @@ done
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed takes a number, not '$seed'"
 [[ -z $updates || $updates =~ ^[1-9][0-9]*$ ]] || die "--updates takes a number, not '$updates'"
 case $system in
-    arxiv | early | pyramidion | blockwise) arch=updown_transformer_$system ;;
+    arxiv | pyramidion | blockwise) arch=updown_transformer_$system ;;
     transformer) arch=transformer tokens=1024 ;;
-    *) die "--system $system: choose arxiv, early, pyramidion, blockwise or transformer" ;;
+    *) die "--system $system: choose arxiv, pyramidion, blockwise or transformer" ;;
 esac
 
 need_tools

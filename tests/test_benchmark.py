@@ -200,8 +200,8 @@ def test_mistakes_are_told_before_anything_runs(arguments: List[str], message: s
         benchmark.main([*SMALL, *arguments])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_told() -> None:
+def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="torch finds no GPU here; give --device cpu"):
         benchmark.main(["--architectures", STOCK, "--device", "cuda"])
 

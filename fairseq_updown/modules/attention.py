@@ -31,6 +31,8 @@ class UpdownAttention(MultiheadAttention):
         kwargs: passed on to :class:`fairseq.modules.MultiheadAttention`.
     """
 
+    cache_name: str  # of this site's part of the incremental state
+
     def __init__(
         self,
         embed_dim: int,
@@ -42,8 +44,6 @@ class UpdownAttention(MultiheadAttention):
         super().__init__(embed_dim, num_heads, **kwargs)
         self.compressor = compressor
         self.count_bias = CountBias(num_heads)
-
-    cache_name: str
 
     def reorder_incremental_state(  # type: ignore[override]
         self, incremental_state: Optional[IncrementalState], new_order: Tensor

@@ -24,8 +24,10 @@ def feed_forward(layer: Any, x: Tensor) -> Tensor:
         tensors = (layer.fc1.weight, layer.fc1.bias, layer.fc2.weight, layer.fc2.bias)
         rows = x.flatten(0, -2)
         if x.device.type == "cpu" and len(rows) in _FEW_ROWS and not torch.is_grad_enabled():
-            return _few_rows(rows, *tensors).view(x.shape)
-        return _ReluFeedForward.apply(rows, *tensors).view(*x.shape[:-1], -1)
+            out = _few_rows(rows, *tensors)
+        else:
+            out = _ReluFeedForward.apply(rows, *tensors)
+        return out.view(*x.shape[:-1], -1)
     return layer.fc2(dropout(layer.activation_fn(layer.fc1(x))))
 
 

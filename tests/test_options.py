@@ -15,9 +15,14 @@ from omegaconf import OmegaConf
 
 from fairseq_updown.models.updown_transformer import ARCHITECTURES
 from fairseq_updown.models.updown_transformer.config import UPDOWN_OPTIONS
+from fairseq_updown.modules.mixers import MIXERS
+from fairseq_updown.modules.mixers.base import Settings
 
 # A value other than the default for each of our flags.
 OTHER: Dict[str, Any] = {
+    "updown_mixer": "ssa",
+    "updown_mixer_size": 5,
+    "updown_mixer_ensemble": 2,
     "updown_block_size": 6,
     "updown_slots": 3,
     "updown_pool_layers": "1,2",
@@ -32,6 +37,9 @@ OTHER: Dict[str, Any] = {
     "updown_no_reweight": True,
 }
 STOCK_OTHER: Dict[str, Any] = {
+    "updown_mixer": "ssa",
+    "updown_mixer_size": 5,
+    "updown_mixer_ensemble": 2,
     "activation_fn": "gelu",
     "dropout": 0.25,
     "attention_dropout": 0.15,
@@ -79,6 +87,11 @@ def test_every_flag_reaches_the_built_model(load: Any) -> None:
     model = load("updown_transformer", {**OTHER, **STOCK_OTHER})
     for name, value in {**OTHER, **STOCK_OTHER}.items():
         assert getattr(model.cfg, name) == value, name
+    mixer = model.encoder.layers[1].self_attn
+    assert type(mixer) is MIXERS["ssa"]
+    assert mixer.settings == Settings(6, 5, layer=1, num_layers=4, ensemble=2)
+    plain = {"updown_mixer": "updown", "updown_mixer_size": 0, "updown_mixer_ensemble": 0}
+    model = load("updown_transformer", {**OTHER, **STOCK_OTHER, **plain})
     encoder = model.encoder.layers[1].self_attn
     assert (encoder.block_size, encoder.compressor.num_slots, encoder.num_heads) == (6, 3, 3)
     assert encoder.compressor.pooling_base == 3.5
@@ -139,6 +152,11 @@ def test_has_every_flag_of_the_stock_transformer() -> None:
         (dict(updown_slots=-1), "--updown-slots -1"),
         (dict(updown_slots=6, updown_block_size=5), "--updown-slots 6.*--updown-block-size = 5"),
         (dict(updown_decoder_slots=9), "--updown-decoder-slots 9"),
+        (dict(updown_mixer="mamba"), "--updown-mixer mamba: choose updown, full"),
+        (dict(updown_mixer_size=3), "--updown-mixer-size 3.*updown has no size"),
+        (dict(updown_mixer="topm", updown_mixer_size=-1), "--updown-mixer-size -1.*at least 1"),
+        (dict(updown_mixer_ensemble=2), "--updown-mixer-ensemble 2: only --updown-mixer ssa"),
+        (dict(updown_mixer="ssa", updown_mixer_ensemble=-1), "--updown-mixer-ensemble -1"),
         (dict(updown_pool_rate=0.5), "--updown-pool-rate 0.5"),
         (dict(updown_memory_size=0), "--updown-memory-size 0"),
         (dict(updown_cross_slots=-2), "--updown-cross-slots -2"),

@@ -1,6 +1,6 @@
 """Up: compressing blocks of tokens into weighted slots that are carried from layer to layer."""
 
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,20 @@ class BlockCompressor(nn.Module):
         # Open at the start: g = sigmoid(2) = 0.88 of the fresh candidate.
         self.gate_weight = nn.Parameter(torch.zeros(2, embed_dim)) if gate else None
         self.gate_bias = nn.Parameter(torch.full((embed_dim,), 2.0)) if gate else None
+
+    @classmethod
+    def from_config(cls, embed_dim: int, cfg: Any, num_slots: int) -> Optional["BlockCompressor"]:
+        """What the `updown_*` options ask for; None if `num_slots` is 0."""
+        if num_slots == 0:
+            return None
+        return cls(
+            embed_dim,
+            num_slots=num_slots,
+            pooling=str(cfg.updown_pooling),
+            pooling_base=cfg.updown_pooling_base,
+            gate=not cfg.updown_no_gate,
+            reweight=not cfg.updown_no_reweight,
+        )
 
     def forward(
         self,

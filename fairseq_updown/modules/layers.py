@@ -14,22 +14,9 @@ from .attention import CrossAttention, IncrementalState
 from .beams import BeamHistory
 from .compression import BlockCompressor, CompressedBlocks, TokenMass
 from .decoder_attention import DecoderSelfAttention
-from .encoder_attention import EncoderSelfAttention
 from .feed_forward import feed_forward
-
-
-def build_compressor(cfg: Any, embed_dim: int, num_slots: int) -> Optional[BlockCompressor]:
-    """The Up operator that the `updown_*` options ask for; None if `num_slots` is 0."""
-    if num_slots == 0:
-        return None
-    return BlockCompressor(
-        embed_dim,
-        num_slots=num_slots,
-        pooling=str(cfg.updown_pooling),
-        pooling_base=cfg.updown_pooling_base,
-        gate=not cfg.updown_no_gate,
-        reweight=not cfg.updown_no_reweight,
-    )
+from .mixers import MIXERS
+from .mixers.base import Mixer
 
 
 def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
@@ -41,18 +28,18 @@ def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
 
 
 class UpdownEncoderLayer(TransformerEncoderLayerBase):
-    """fairseq's encoder layer around :class:`EncoderSelfAttention`."""
+    """fairseq's encoder layer around the mixer that `--updown-mixer` names.
 
-    def build_self_attention(self, embed_dim: int, cfg: Any) -> EncoderSelfAttention:
-        return EncoderSelfAttention(
-            embed_dim,
-            cfg.encoder.attention_heads,
-            block_size=cfg.updown_block_size,
-            compressor=build_compressor(cfg, embed_dim, cfg.updown_slots),
-            dropout=cfg.attention_dropout,
-            q_noise=self.quant_noise,
-            qn_block_size=self.quant_noise_block_size,
-        )
+    Args:
+        layer: its place in the encoder, counted from 0.
+    """
+
+    def __init__(self, cfg: Any, layer: int, return_fc: bool = False):
+        self.layer = layer  # fairseq's constructor asks for the attention
+        super().__init__(cfg, return_fc)
+
+    def build_self_attention(self, embed_dim: int, cfg: Any) -> Mixer:
+        return MIXERS[str(cfg.updown_mixer)].from_config(embed_dim, cfg, self.layer)
 
     def forward(  # type: ignore[override]
         self,
@@ -69,18 +56,16 @@ class UpdownEncoderLayer(TransformerEncoderLayerBase):
             x: `(bsz, length, embed_dim)`, real tokens first.
             padding_mask: `(bsz, length)` bool or None.
             counts, scores: the fields of a :class:`TokenMass`, or None.
-            state: the fields of a :class:`CompressedBlocks`, or nothing in an anchor layer.
+            state: what the mixer of the layer before returned, nothing in an anchor layer.
 
         Returns:
-            x, the feed-forward output (None unless `return_fc`), then the state's fields.
+            x, the feed-forward output (None unless `return_fc`), then the mixer's state.
         """
         mass = TokenMass(counts, scores) if counts is not None and scores is not None else None
         residual = x
         if self.normalize_before:
             x = self.self_attn_layer_norm(x)
-        x, new_state = self.self_attn(
-            x, padding_mask, mass, CompressedBlocks(*state) if state else None
-        )
+        x, new_state = self.self_attn(x, padding_mask, mass, state)
         x = self.residual_connection(self.dropout_module(x), residual)
         if not self.normalize_before:
             x = self.self_attn_layer_norm(x)
@@ -91,7 +76,7 @@ class UpdownEncoderLayer(TransformerEncoderLayerBase):
         x = self.residual_connection(self.dropout_module(fc_result), residual)
         if not self.normalize_before:
             x = self.final_layer_norm(x)
-        return (x, fc_result if self.return_fc else None, *(new_state or ()))
+        return (x, fc_result if self.return_fc else None, *new_state)
 
 
 class UpdownDecoderLayer(TransformerDecoderLayerBase):
@@ -104,7 +89,7 @@ class UpdownDecoderLayer(TransformerDecoderLayerBase):
             embed_dim,
             cfg.decoder.attention_heads,
             block_size=cfg.updown_decoder_block_size,
-            compressor=build_compressor(cfg, embed_dim, cfg.updown_decoder_slots),
+            compressor=BlockCompressor.from_config(embed_dim, cfg, cfg.updown_decoder_slots),
             dropout=cfg.attention_dropout,
             q_noise=self.quant_noise,
             qn_block_size=self.quant_noise_block_size,

@@ -12,10 +12,18 @@ from typing import Any, Dict, Iterator, List, NoReturn, Optional, Tuple
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models.transformer import TransformerConfig
 
+from ...modules.mixers import MIXERS
 from ...modules.pooling import POOLINGS
 
 # name -> (type, default, help)
 UPDOWN_OPTIONS: Dict[str, Tuple[Any, Any, str]] = {
+    "updown_mixer": (ChoiceEnum(list(MIXERS)), "updown", "what the encoder's self-attention is"),
+    "updown_mixer_size": (int, 0, "the mixer's own size, see docs/mixers.md; 0: its default"),
+    "updown_mixer_ensemble": (
+        int,
+        0,
+        "ssa: random subsets of keys to average over at inference; 0: all keys at once",
+    ),
     "updown_block_size": (int, 512, "encoder block: tokens that attend to each other directly"),
     "updown_slots": (int, 32, "slots per encoder block, seen by all other blocks; 0: blocks only"),
     "updown_pool_layers": (str, "", "pool the encoder's sequence after these layers, e.g. '2,4'"),
@@ -133,8 +141,19 @@ def validate(args: Namespace) -> None:
         _require(args, slots, fits, f"{remedy} = {getattr(args, block)}")
     _require(args, "updown_pool_rate", args.updown_pool_rate >= 1, "it must be at least 1")
     _require(args, "updown_pooling_base", args.updown_pooling_base > 1, "it must be above 1")
-    choices = ", ".join(POOLINGS)
-    _require(args, "updown_pooling", str(args.updown_pooling) in POOLINGS, f"choose {choices}")
+    for name, registry in (("updown_pooling", POOLINGS), ("updown_mixer", MIXERS)):
+        choices = ", ".join(registry)
+        _require(args, name, str(getattr(args, name)) in registry, f"choose {choices}")
+    mixer = MIXERS[str(args.updown_mixer)]
+    remedy = f"--updown-mixer {args.updown_mixer} has no size of its own; leave it at 0"
+    if mixer.default_size:
+        remedy = f"it must be at least 1, or 0 for {mixer.default_size}"
+    size = args.updown_mixer_size
+    _require(args, "updown_mixer_size", size == 0 or size > 0 < mixer.default_size, remedy)
+    samples = args.updown_mixer_ensemble >= 0
+    _require(args, "updown_mixer_ensemble", samples, "it must be 0 (all keys) or more")
+    only_ssa = args.updown_mixer_ensemble == 0 or str(args.updown_mixer) == "ssa"
+    _require(args, "updown_mixer_ensemble", only_ssa, "only --updown-mixer ssa has one; leave at 0")
     parse_pool_layers(args.updown_pool_layers, args.encoder_layers)
     for name in ("cross_self_attention", "base_layers"):
         remedy = "it does not work with compressed attention; leave it out"

@@ -35,6 +35,8 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
     next stage's anchor.
     """
 
+    _layers_built = 0  # fairseq's constructor builds them in order, without a number
+
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: Any, return_fc: bool = False):
         super().__init__(cfg, dictionary, embed_tokens, return_fc=return_fc)
 
@@ -55,7 +57,9 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         self.memory_pool = pool(float("inf"), slots) if slots else None
 
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
-        return wrap_layer(UpdownEncoderLayer(cfg, return_fc=self.return_fc), cfg)
+        layer = UpdownEncoderLayer(cfg, self._layers_built, return_fc=self.return_fc)
+        self._layers_built += 1
+        return wrap_layer(layer, cfg)
 
     def forward_scriptable(
         self,

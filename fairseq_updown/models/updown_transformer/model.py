@@ -35,7 +35,7 @@ class UpdownTransformerModel(TransformerModelBase):
     """Encoder-decoder model whose attention compresses what is far away into weighted slots.
 
     With block sizes that hold the sequences it is fairseq's `transformer`, weight for weight. See
-    `modules/encoder_attention.py`, `decoder_attention.py` and `attention.py` for the equations.
+    `modules/mixers/updown.py`, `decoder_attention.py` and `attention.py` for the equations.
     """
 
     @classmethod
@@ -96,7 +96,7 @@ class UpdownTransformerModel(TransformerModelBase):
             raise ValueError(
                 "the checkpoint was trained with other --updown flags: this model has no "
                 f"{', '.join(sorted(stored - own)[:3])}; give the flags of its training "
-                "(--updown-pool-layers, --updown-cross-slots, --updown-slots, "
+                "(--updown-mixer, --updown-pool-layers, --updown-cross-slots, --updown-slots, "
                 "--updown-decoder-slots, --updown-no-gate, --updown-no-reweight)"
             )
         if own - stored:

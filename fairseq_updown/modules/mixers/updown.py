@@ -1,14 +1,13 @@
 """Encoder self-attention: the own block raw, every other block through its slots."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from .attention import UpdownAttention
-from .block_attention import BlockKeys, attend_beside_slots
-from .compression import CompressedBlocks, TokenMass
-from .functional import (
+from ..block_attention import BlockKeys, attend_beside_slots
+from ..compression import BlockCompressor, CompressedBlocks, TokenMass
+from ..functional import (
     MASKED_LOGIT,
     attend,
     full_precision,
@@ -16,46 +15,44 @@ from .functional import (
     pad_to_multiple,
     split_heads,
 )
+from .base import AttentionMixer, Settings, State
 
 
-class EncoderSelfAttention(UpdownAttention):
+class EncoderSelfAttention(AttentionMixer):
     """One softmax per query over [the keys of its block] and [the slots of all other blocks].
 
     A sequence that fits its block is attended to by plain softmax attention.
 
     Args:
-        block_size: b, tokens per block, counted from the first real token.
-        kwargs: see :class:`UpdownAttention`. Without a `compressor` a block sees only itself.
+        settings: `block_size` is b, tokens per block, counted from the first real token.
+        kwargs: see :class:`~..attention.UpdownAttention`. Without a `compressor` a block sees only
+            itself.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, *, block_size: int, **kwargs: Any):
-        super().__init__(embed_dim, num_heads, self_attention=True, **kwargs)
-        self.block_size = block_size
+    def __init__(self, embed_dim: int, num_heads: int, settings: Settings, **kwargs: Any):
+        super().__init__(embed_dim, num_heads, settings, **kwargs)
+        self.block_size = settings.block_size
 
-    def forward(  # type: ignore[override]
+    @classmethod
+    def own_arguments(cls, embed_dim: int, cfg: Any) -> Dict[str, Any]:
+        return {"compressor": BlockCompressor.from_config(embed_dim, cfg, cfg.updown_slots)}
+
+    def forward(
         self,
         x: Tensor,
         padding_mask: Optional[Tensor],
         mass: Optional[TokenMass],
-        state: Optional[CompressedBlocks],
-    ) -> Tuple[Tensor, Optional[CompressedBlocks]]:
-        """
-        Args:
-            x: `(bsz, length, embed_dim)`, real tokens first.
-            padding_mask: `(bsz, length)` bool, True at pads; None if there are none.
-            mass: what the tokens stand for, None if they were never pooled.
-            state: the compressed blocks of the layer before; None makes this an anchor layer.
-
-        Returns:
-            `(bsz, length, embed_dim)` and the refreshed state, None where nothing is compressed.
-        """
+        state: State,
+    ) -> Tuple[Tensor, State]:
+        """The state has the fields of a :class:`CompressedBlocks`, and none where nothing was
+        compressed; without it this is an anchor layer."""
         query, key, value = self.q_proj(x) * self.scaling, self.k_proj(x), self.v_proj(x)
         bias = self.key_bias(mass, padding_mask)
         dropout = self.attention_dropout
         if x.size(1) <= self.block_size:
             heads = (split_heads(t, self.num_heads) for t in (query, key, value))
             out = attend(*heads, key_bias=bias, dropout=dropout)
-            return self.project_out(merge_heads(out)), None
+            return self.project_out(merge_heads(out)), ()
         blocks, query, key, value = (self.to_blocks(t) for t in (x, query, key, value))
         bias = self.bias_blocks(bias, x)
         if self.compressor is None:
@@ -63,8 +60,9 @@ class EncoderSelfAttention(UpdownAttention):
             bias = bias.flatten(0, 1) if bias is not None else None
             out = merge_heads(attend(*heads, key_bias=bias, dropout=dropout)).view(query.shape)
         else:
-            state = self.compress(blocks, padding_mask, mass, state, x.size(1))
-            keys = BlockKeys(key, value, bias, *self.project_slots(state))
+            before = CompressedBlocks(*state) if state else None
+            state = compressed = self.compress(blocks, padding_mask, mass, before, x.size(1))
+            keys = BlockKeys(key, value, bias, *self.project_slots(compressed))
             out = attend_beside_slots(query, keys, self.num_heads, dropout)
         return self.project_out(out.flatten(1, 2)[:, : x.size(1)]), state
 

@@ -1,0 +1,15 @@
+"""Encoder mixers: one file each, and its line here."""
+
+from typing import Dict, Type
+
+from .base import Mixer
+from .blockwise import BlockwiseAttention
+from .full import FullAttention
+from .updown import EncoderSelfAttention
+
+# Names of `--updown-mixer`.
+MIXERS: Dict[str, Type[Mixer]] = {
+    "updown": EncoderSelfAttention,
+    "full": FullAttention,
+    "blockwise": BlockwiseAttention,
+}

@@ -18,6 +18,7 @@ from .functional import (
     merge_heads,
     split_heads,
 )
+from .step_linear import Linear, step_linear
 
 IncrementalState = Dict[str, Dict[str, Optional[Tensor]]]
 
@@ -114,9 +115,9 @@ class UpdownAttention(MultiheadAttention):
         bias = self.count_bias(state.counts.flatten(1, 2), state.scores.flatten(1, 2))
         return self.k_proj(slots), self.v_proj(slots), bias
 
-    def project_out(self, x: Tensor) -> Tensor:
+    def project_out(self, x: Tensor, linear: Linear = nn.Module.__call__) -> Tensor:
         """The output projection of the heads side by side, `(bsz, length, embed_dim)`."""
-        return keep_in_graph(self.out_proj(x), self.updown_parameters())
+        return keep_in_graph(linear(self.out_proj, x), self.updown_parameters())
 
 
 class CrossAttention(UpdownAttention):
@@ -151,8 +152,8 @@ class CrossAttention(UpdownAttention):
         """
         key, value, bias = self.keys_and_values(memory, padding_mask, mass, incremental_state)
         rows, tgt_len, _ = x.shape
-        beams = rows // key.size(0)
-        query = (self.q_proj(x) * self.scaling).view(key.size(0), beams * tgt_len, -1)
+        beams, linear = rows // key.size(0), step_linear(incremental_state)
+        query = (linear(self.q_proj, x) * self.scaling).view(key.size(0), beams * tgt_len, -1)
         query = split_heads(query, self.num_heads)
         weights = None
         if need_weights:
@@ -162,7 +163,7 @@ class CrossAttention(UpdownAttention):
         else:
             out = attend(query, key, value, key_bias=bias, dropout=self.attention_dropout)
         out = out.unflatten(2, (beams, tgt_len)).transpose(1, 2).flatten(0, 1)
-        return self.project_out(merge_heads(out)), weights
+        return self.project_out(merge_heads(out), linear), weights
 
     def keys_and_values(
         self,

@@ -10,6 +10,7 @@ from .attention import IncrementalState, UpdownAttention
 from .beams import BeamHistory, write
 from .compression import CompressedBlocks
 from .functional import attend, merge_heads, pad_to_multiple, split_heads
+from .step_linear import step_linear
 
 
 class DecoderSelfAttention(UpdownAttention):
@@ -137,12 +138,12 @@ class DecoderSelfAttention(UpdownAttention):
         """
         cache = self.get_incremental_state(incremental_state, self.cache_name) or {}
         position = history.positions - 1
-        last = history.by_sentence(x.squeeze(1))
-        cache["prev_key"] = write(cache.get("prev_key"), position, self.k_proj(last))
-        cache["prev_value"] = write(cache.get("prev_value"), position, self.v_proj(last))
-        query = split_heads(self.q_proj(last) * self.scaling, self.num_heads)
+        last, linear = history.by_sentence(x.squeeze(1)), step_linear(incremental_state)
+        cache["prev_key"] = write(cache.get("prev_key"), position, linear(self.k_proj, last))
+        cache["prev_value"] = write(cache.get("prev_value"), position, linear(self.v_proj, last))
+        query = split_heads(linear(self.q_proj, last) * self.scaling, self.num_heads)
         out = merge_heads(self.attend_cached(query, cache, history)).flatten(0, 1)
-        out = self.project_out(out.unsqueeze(1))
+        out = self.project_out(out.unsqueeze(1), linear)
         state_after: Optional[CompressedBlocks] = None
         if self.compressor is not None:
             in_block = (history.num_tokens - 1) % self.block_size

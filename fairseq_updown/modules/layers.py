@@ -17,6 +17,7 @@ from .decoder_attention import DecoderSelfAttention
 from .feed_forward import feed_forward
 from .mixers import MIXERS
 from .mixers.base import Mixer
+from .step_linear import step_linear
 
 
 def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
@@ -158,7 +159,8 @@ class UpdownDecoderLayer(TransformerDecoderLayerBase):
         residual = x
         if self.normalize_before:
             x = self.final_layer_norm(x)
-        x = self.residual_connection(self.dropout_module(feed_forward(self, x)), residual)
+        fc_result = feed_forward(self, x, step_linear(incremental_state))
+        x = self.residual_connection(self.dropout_module(fc_result), residual)
         if not self.normalize_before:
             x = self.final_layer_norm(x)
         return (x, weights, *(new_state or ()))

@@ -9,6 +9,7 @@ from ...modules.attention import IncrementalState, UpdownAttention
 from ...modules.beams import BeamHistory, regroup_rows
 from ...modules.decoder_attention import DecoderSelfAttention
 from ...modules.layers import UpdownDecoderLayer, wrap_layer
+from ...modules.step_linear import begin_step, step_linear
 from .encoder import EncoderOut
 
 
@@ -22,6 +23,26 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         return wrap_layer(UpdownDecoderLayer(cfg, no_encoder_attn), cfg)
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: Optional[EncoderOut] = None,
+        incremental_state: Optional[IncrementalState] = None,
+        features_only: bool = False,
+        **kwargs: Any,
+    ) -> Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]:
+        """See fairseq's decoder and :meth:`extract_features_scriptable`.
+
+        Returns:
+            logits `(rows, tgt_len, vocabulary)`, or features where they are asked for, and a dict.
+        """
+        x, extra = super().forward(
+            prev_output_tokens, encoder_out, incremental_state, features_only=True, **kwargs
+        )
+        if features_only or self.adaptive_softmax is not None:
+            return x, extra
+        return step_linear(incremental_state)(self.output_projection, x), extra
 
     def extract_features_scriptable(
         self,
@@ -63,6 +84,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         history: Optional[BeamHistory] = None
         if incremental_state is not None:
             history = self.add_token(incremental_state, x, memory[0])
+            begin_step(incremental_state, x.size(0))
         layer_asked = self.num_layers - 1 if alignment_layer is None else alignment_layer
         attn: Optional[Tensor] = None
         inner_states: List[Optional[Tensor]] = [x.transpose(0, 1)]

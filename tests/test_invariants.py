@@ -184,11 +184,11 @@ def test_decoding_state_is_bounded_by_blocks_and_slots():
     for t in range(40):
         model.decoder(tokens, encoder_out, incremental_state=state)
         tokens = torch.cat([tokens, tokens[:, :1]], dim=1)
-        for name, cache in state.items():
-            if name.endswith("self_attn"):
-                assert cache["prev_key"].size(2) <= 2 * 4
-                if cache.get("slot_key") is not None:
-                    assert cache["slot_key"].size(2) == (t + 1) // 4
+        (history,) = (cache["history"] for name, cache in state.items() if name.endswith("beams"))
+        assert history.positions <= 2 * 4 + (t + 1) // 4
+        buffers = [cache["prev_key"] for name, cache in state.items() if name.endswith("self_attn")]
+        assert len(buffers) == 3
+        assert all(buffer.size(2) <= max(16, 2 * history.positions) for buffer in buffers)
 
 
 # 4. Causality

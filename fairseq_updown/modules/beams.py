@@ -1,8 +1,9 @@
 """Where the hypotheses of a beam search are in the decoder's caches.
 
-A cached tensor is `(sentences, positions, beams, *)`. What a beam computed at a position is written
-once and never moved: when the search reorders the beams of a sentence, only a small table changes
-that says who wrote what. Shape letters: P = positions, b = decoder block, r = slots per block.
+A cached tensor is `(sentences, positions, beams, *)`, keys and values head by head. What a beam
+computed at a position is written once and never moved: when the search reorders the beams of a
+sentence, only a small table changes that says who wrote what. Shape letters: P = positions,
+b = decoder block, r = slots per block.
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -165,17 +166,20 @@ def regroup_rows(row_sentence: Tensor, new_order: Tensor) -> Regrouping:
     return Regrouping(None if unchanged else kept, row_sentence_after)
 
 
-def write(buffer: Optional[Tensor], position: int, new: Tensor) -> Tensor:
+def write(buffer: Optional[Tensor], position: int, new: Tensor, dim: int = 1) -> Tensor:
     """Writes `new` `(sentences, beams, *)` at `position` of `buffer`, in place while it has room.
+
+    Args:
+        dim: that of the positions, before the beams.
 
     Returns:
         `(sentences, capacity > position, beams, *)`.
     """
-    if buffer is None or position >= buffer.size(1):
+    if buffer is None or position >= buffer.size(dim):
         capacity = max(_INITIAL_CAPACITY, 2 * position)
-        grown = new.new_empty(new.size(0), capacity, *new.shape[1:])
+        grown = new.new_empty(*new.shape[:dim], capacity, *new.shape[dim:])
         if buffer is not None:
-            grown[:, :position] = buffer[:, :position]
+            grown.narrow(dim, 0, position).copy_(buffer.narrow(dim, 0, position))
         buffer = grown
-    buffer[:, position] = new
+    buffer.select(dim, position).copy_(new)
     return buffer

@@ -132,15 +132,17 @@ class DecoderSelfAttention(UpdownAttention):
     ) -> Tuple[Tensor, Optional[CompressedBlocks]]:
         """One token, `(rows, 1, embed_dim)`; the cache holds O(b + T r / b) vectors.
 
-        The cache, laid out as `beams.py` says: `prev_key`, `prev_value` `(*, d)` of all positions
-        and `slot_bias` `(*, num_heads)` of the slots among them; `block_input` `(*, d)` of the
-        current block; `pending_key`, `pending_value`, `pending_bias` of the previous block's slots.
+        The cache, laid out as `beams.py` says: `block_input` `(sentences, positions, beams, d)` of
+        the current block; `slot_bias` `(*, num_heads)` of the slots; head by head
+        `(sentences, num_heads, positions, beams, head_dim)`, `prev_key`, `prev_value` of all
+        positions; `pending_key`, `pending_value`, `pending_bias` of the previous block's slots.
         """
         cache = self.get_incremental_state(incremental_state, self.cache_name) or {}
         position = history.positions - 1
         last, linear = history.by_sentence(x.squeeze(1)), step_linear(incremental_state)
-        cache["prev_key"] = write(cache.get("prev_key"), position, linear(self.k_proj, last))
-        cache["prev_value"] = write(cache.get("prev_value"), position, linear(self.v_proj, last))
+        for name, proj in (("prev_key", self.k_proj), ("prev_value", self.v_proj)):
+            new = split_heads(linear(proj, last), self.num_heads)
+            cache[name] = write(cache.get(name), position, new, dim=2)
         query = split_heads(linear(self.q_proj, last) * self.scaling, self.num_heads)
         out = merge_heads(self.attend_cached(query, cache, history)).flatten(0, 1)
         out = self.project_out(out.unsqueeze(1), linear)
@@ -165,7 +167,7 @@ class DecoderSelfAttention(UpdownAttention):
         """`(sentences, num_heads, beams, head_dim)` to all cached positions, of which each beam
         sees those that it descends from."""
         key, value = (
-            split_heads(t[:, : history.positions].flatten(1, 2), self.num_heads)
+            t[:, :, : history.positions].flatten(2, 3)
             for t in (cache["prev_key"], cache["prev_value"])
             if t is not None
         )
@@ -194,21 +196,27 @@ class DecoderSelfAttention(UpdownAttention):
     def slots_to_cache(self, state: CompressedBlocks, history: BeamHistory) -> Dict[str, Tensor]:
         """The slots of the block just completed, as the cache holds them."""
         key, value, bias = self.project_slots(state)
-        tensors = {
-            "pending_key": key,
-            "pending_value": value,
-            "pending_bias": bias.transpose(1, 2),
+        key, value, bias = (
+            history.by_sentence(t).transpose(1, 2) for t in (key, value, bias.transpose(1, 2))
+        )
+        return {
+            "pending_key": self.head_by_head(key),
+            "pending_value": self.head_by_head(value),
+            "pending_bias": bias,
         }
-        return {name: history.by_sentence(t).transpose(1, 2) for name, t in tensors.items()}
+
+    def head_by_head(self, x: Tensor) -> Tensor:
+        """`(sentences, positions, beams, d)` -> `(sentences, num_heads, positions, beams, *)`."""
+        return x.unflatten(3, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)
 
     def turn_block(self, cache: Dict[str, Optional[Tensor]], history: BeamHistory) -> None:
         """The pending slots take the place of the tokens that they were made of."""
         for name in ("key", "value"):
             tensor, pending = cache[f"prev_{name}"], cache.get(f"pending_{name}")
             assert tensor is not None
-            slots, tokens = history.split(tensor, self.block_size, dim=1)
+            slots, tokens = history.split(tensor, self.block_size, dim=2)
             parts = [slots, tokens] if pending is None else [slots, pending, tokens]
-            cache[f"prev_{name}"] = torch.cat(parts, dim=1)
+            cache[f"prev_{name}"] = torch.cat(parts, dim=2)
         pending, seen = cache.get("pending_bias"), cache.get("slot_bias")
         if pending is not None:
             cache["slot_bias"] = pending if seen is None else torch.cat([seen, pending], dim=1)
@@ -238,8 +246,12 @@ class DecoderSelfAttention(UpdownAttention):
             origins.update({f"pending_{name}": origin for name in ("key", "value", "bias")})
         for name, origin in origins.items():
             tensor = cache.get(name)
-            if tensor is not None:
-                past = history.collect(tensor[:, : origin.size(2)], origin)
-                past = past.index_select(0, new_order).unflatten(0, (sentences, -1))
-                cache[name] = past.transpose(1, 2).contiguous()
+            if tensor is None:
+                continue
+            by_head = tensor.dim() == 5
+            if by_head:
+                tensor = tensor.permute(0, 2, 3, 1, 4).flatten(3)
+            past = history.collect(tensor[:, : origin.size(2)], origin)
+            past = past.index_select(0, new_order).unflatten(0, (sentences, -1)).transpose(1, 2)
+            cache[name] = (self.head_by_head(past) if by_head else past).contiguous()
         self.set_incremental_state(incremental_state, self.cache_name, cache)

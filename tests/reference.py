@@ -71,7 +71,7 @@ def key_bias(attention: Any, count: Tensor, score: Tensor) -> Tensor:
 
 
 def heads(attention: Any, projection: Any, x: Tensor) -> Tensor:
-    return projection(x).view(attention.num_heads, -1)
+    return projection(x).unflatten(-1, (attention.num_heads, -1))
 
 
 def compress(
@@ -122,15 +122,19 @@ def compress(
     return slots
 
 
-def softmax_attention(attention: Any, query: Tensor, keys: List[Tuple[Tensor, Tensor]]) -> Tensor:
-    """One query vector over (vector, bias per head) keys; the output projection included."""
+def softmax_heads(attention: Any, query: Tensor, keys: List[Tuple[Tensor, Tensor]]) -> Tensor:
+    """One query vector over (vector, bias per head) keys: the heads' outputs side by side."""
     q = heads(attention, attention.q_proj, query) * attention.scaling
-    logits = torch.stack(
-        [(q * heads(attention, attention.k_proj, v)).sum(-1) + bias for v, bias in keys]
-    )
+    vectors, biases = (torch.stack(list(t)) for t in zip(*keys))
+    logits = (q * heads(attention, attention.k_proj, vectors)).sum(-1) + biases
     weights = logits.softmax(dim=0)
-    values = torch.stack([heads(attention, attention.v_proj, v) for v, _ in keys])
-    return attention.out_proj((weights.unsqueeze(-1) * values).sum(0).flatten())
+    values = heads(attention, attention.v_proj, vectors)
+    return (weights.unsqueeze(-1) * values).sum(0).flatten()
+
+
+def softmax_attention(attention: Any, query: Tensor, keys: List[Tuple[Tensor, Tensor]]) -> Tensor:
+    """:func:`softmax_heads` and the output projection."""
+    return attention.out_proj(softmax_heads(attention, query, keys))
 
 
 def encoder_self_attention(

@@ -1,13 +1,13 @@
 """Attention to slots that are never repeated equals attention to keys set side by side."""
 
-from typing import Any, List, Optional
+from typing import List, Optional
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mixer_checks import LargestTensor
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_updown.modules import block_attention
 from fairseq_updown.modules.block_attention import (
@@ -99,19 +99,6 @@ def test_short_types_stay_close(dtype: torch.dtype, tolerance: float) -> None:
     query, *fields = exact
     expected = attend_side_by_side(query, BlockKeys(*fields), HEADS)  # type: ignore[arg-type]
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation returned."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor):  # views of less have less of their own
-                self.numel = max(self.numel, min(tensor.numel(), tensor.untyped_storage().size()))
-        return result
 
 
 @pytest.mark.parametrize("num_blocks", [8, 32])

@@ -3,20 +3,42 @@
 import pytest
 import torch
 from conftest import PAD, build, random_tokens
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixer_checks import (
+    DIM,
+    assert_counts_are_repetitions,
+    cost,
+    draw_stage,
+    make,
+    perturb,
+    run,
+)
 from test_invariants import EXACT, draw_rows, logits, pad_rows
 
+from fairseq_updown.modules.compression import TokenMass
 from fairseq_updown.modules.mixers import MIXERS
 
 # Sizes that cut sequences of two dozen tokens into several parts.
 SIZES = {name: 3 if mixer.default_size else 0 for name, mixer in MIXERS.items()}
+OPTIONS = {"ssa": dict(updown_mixer_ensemble=2)}
 POOLED = dict(updown_pool_layers="2")
 UNPOOLED = dict(updown_pool_layers="")
+# Mixers that cannot take over the projections of a stock attention.
+OTHER_PROJECTIONS = ("csp", "igloo", "luna")
+# The layers, of three, that have no attention weights to drop.
+WITHOUT_WEIGHTS = {"csp": {0, 1, 2}, "flow": {0, 1, 2}, "transnormer": {1, 2}}
 
 
-def build_mixer(name: str, **options):
-    return build(updown_mixer=name, updown_mixer_size=SIZES[name], **options)
+def build_mixer(name, **options):
+    own = {"updown_mixer_size": SIZES[name], **OPTIONS.get(name, {})}
+    return build(updown_mixer=name, **{**own, **options})
+
+
+def build_stage(name, **options):
+    """The mixers of the layers of a model, all their parameters off their neutral start."""
+    model = build_mixer(name, **UNPOOLED, encoder_embed_dim=DIM, **options)
+    return [perturb(layer.self_attn) for layer in model.encoder.layers]
 
 
 @pytest.fixture(params=list(MIXERS))
@@ -24,8 +46,82 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+# A layer's mixer
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_sample_of_a_stage_does_not_depend_on_its_batch(name, pooled):
+    mixers, lengths = build_stage(name), [13, 0, 5, 1]
+    inputs, padding_mask, mass = draw_stage(3, lengths, extra=2, pooled=pooled)
+    with torch.no_grad():
+        batch = run(mixers, inputs, padding_mask, mass)
+        for i in (0, 2, 3):
+            row, real = slice(i, i + 1), slice(lengths[i])
+            own = TokenMass(*(t[row, real] for t in mass)) if pooled else None
+            alone = run(mixers, inputs[:, row, real], None, own)
+            torch.testing.assert_close(batch[:, row, real], alone, **EXACT)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_pads_get_no_gradient_and_make_none_infinite(name, pooled):
+    mixers = [mixer.train() for mixer in build_stage(name)]
+    inputs, padding_mask, mass = draw_stage(3, [13, 0, 5, 1], extra=2, pooled=pooled)
+    out = run(mixers, inputs.requires_grad_(), padding_mask, mass)
+    assert out.isfinite().all()
+    (grad,) = torch.autograd.grad(out[:, ~padding_mask].sum(), inputs, retain_graph=True)
+    assert grad[:, padding_mask].eq(0).all()
+    assert grad[:, ~padding_mask].abs().sum(dim=-1).gt(0).all()
+    parameters = [p for mixer in mixers for p in mixer.parameters()]
+    gradients = torch.autograd.grad(out.sum(), [inputs, *parameters])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", sorted(set(MIXERS) - {"ssa"}))
+def test_training_computes_what_inference_does(name):
+    mixers, batch = build_stage(name), draw_stage(3, [13, 5], pooled=True)
+    with torch.no_grad():
+        expected = run(mixers, *batch)
+    actual = run([mixer.train() for mixer in mixers], *batch)
+    real = ~batch[1]
+    torch.testing.assert_close(actual[:, real], expected[:, real], **EXACT)
+
+
+def test_attention_dropout_acts_on_weights_in_training_only(name):
+    inputs, _, _ = draw_stage(3, [5])  # of one block, so that nothing is drawn but the dropout
+    plain, dropped = (build_stage(name, attention_dropout=p) for p in (0.0, 0.5))
+    expected = run(plain, inputs)
+    torch.testing.assert_close(run(dropped, inputs), expected, **EXACT)
+    actual = run([mixer.train() for mixer in dropped], inputs)
+    acts = [(a - b).abs().max() > 1e-6 for a, b in zip(actual, expected)]
+    assert acts == [layer not in WITHOUT_WEIGHTS.get(name, ()) for layer in range(3)]
+
+
+def test_half_precision_of_a_stage_is_near(name):
+    own = {"updown_mixer_size": 11} if name == "updown_v2" else {}  # rounding may choose others
+    inputs, mixers = draw_stage(3, [11])[0].float(), build_stage(name, **own)
+    mixers = [mixer.float() for mixer in mixers]
+    expected = run(mixers, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = run(mixers, inputs).float()
+    error = (actual - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+    assert (error < 0.05).all(), error
+
+
+def test_full_attention_takes_a_count_for_so_many_tokens():
+    assert_counts_are_repetitions([make(MIXERS["full"])])
+
+
+def test_the_cost_of_full_attention_is_seen_to_be_quadratic():
+    short, long = (cost(make(MIXERS["full"]), length) for length in (256, 512))
+    assert long[0] > 3 * short[0]
+    assert long[1] >= 512**2
+
+
+# A whole model
+
+
+@settings(max_examples=4)
 @given(
-    name=st.sampled_from(list(MIXERS)),
     lengths=st.lists(st.integers(1, 26), min_size=2, max_size=4),
     left=st.booleans(),
     extra=st.integers(0, 9),
@@ -43,8 +139,9 @@ def test_a_sample_does_not_depend_on_its_batch(name, lengths, left, extra, poole
             torch.testing.assert_close(batch[i], alone, **EXACT)
 
 
-@pytest.mark.parametrize("lengths", [[1], [2, 1], [24, 7, 13]], ids=str)
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(
+    ("lengths", "checkpointed"), [([1], False), ([1], True), ([24, 7, 13], False)], ids=str
+)
 def test_every_parameter_gets_a_finite_gradient(name, lengths, checkpointed):
     model = build_mixer(name, **POOLED, checkpoint_activations=checkpointed).train()
     source = pad_rows(draw_rows(lengths, seed=0))
@@ -150,3 +247,22 @@ def test_blockwise_is_updown_without_slots():
     torch.testing.assert_close(
         logits(blockwise, source, target), logits(updown, source, target), **EXACT
     )
+
+
+def test_a_stock_checkpoint_loads_into_the_projections_and_leaves_the_rest(name):
+    stock, model = build("stock", seed=3).state_dict(), build_mixer(name)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    if name in OTHER_PROJECTIONS:
+        with pytest.raises(RuntimeError, match=r"self_attn\.k_proj"):
+            model.load_state_dict(dict(stock))
+        return
+    model.load_state_dict(dict(stock))
+    after = model.state_dict()
+    assert set(stock) < set(after) == set(before)
+    assert all(torch.equal(after[key], stock.get(key, before[key])) for key in after)
+
+
+def test_weights_of_another_mixer_are_refused_with_the_remedy():
+    weights = build_mixer("updown_v2").state_dict()
+    with pytest.raises(ValueError, match=r"self_attn\.beta.*--updown-mixer"):
+        build_mixer("full").load_state_dict(weights)

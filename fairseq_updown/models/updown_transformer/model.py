@@ -1,6 +1,7 @@
 """`updown_transformer`: fairseq's Transformer with up-down compression at all attention sites."""
 
 import logging
+import re
 from argparse import Namespace
 from dataclasses import fields
 from typing import Any, Dict
@@ -26,8 +27,12 @@ from .encoder import UpdownTransformerEncoder
 
 logger = logging.getLogger(__name__)
 
-# Parts of a parameter's name that no stock Transformer has.
-_OWN_PARAMETERS = (".compressor.", ".count_bias.", ".pools.", ".memory_pool.")
+# Names of parameters that no stock Transformer has: whatever a mixer has besides the projections
+# of an attention, and ours elsewhere.
+_OWN_PARAMETER = re.compile(
+    r"encoder\.layers\.\d+\.self_attn\.(?!(q|k|v|out)_proj\.(weight|bias)$)"
+    r"|\.(compressor|count_bias|pools|memory_pool)\."
+)
 
 
 @register_model(MODEL_NAME, dataclass=UpdownTransformerConfig)
@@ -151,7 +156,7 @@ def tile_positions(weight: Tensor, num_embeddings: int, first: int) -> Tensor:
 
 
 def _is_own(parameter: str) -> bool:
-    return any(part in parameter for part in _OWN_PARAMETERS)
+    return _OWN_PARAMETER.search(parameter) is not None
 
 
 def _write_back(cfg: Any, args: Namespace) -> None:

@@ -4,6 +4,7 @@ from typing import Dict, Type
 
 from .base import Mixer
 from .blockwise import BlockwiseAttention
+from .csp import ChannelwiseSamplePermutation
 from .full import FullAttention
 from .updown import EncoderSelfAttention
 
@@ -12,4 +13,5 @@ MIXERS: Dict[str, Type[Mixer]] = {
     "updown": EncoderSelfAttention,
     "full": FullAttention,
     "blockwise": BlockwiseAttention,
+    "csp": ChannelwiseSamplePermutation,
 }

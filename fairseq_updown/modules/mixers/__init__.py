@@ -6,6 +6,7 @@ from .base import Mixer
 from .blockwise import BlockwiseAttention
 from .csp import ChannelwiseSamplePermutation
 from .full import FullAttention
+from .igloo import Igloo
 from .updown import EncoderSelfAttention
 
 # Names of `--updown-mixer`.
@@ -14,4 +15,5 @@ MIXERS: Dict[str, Type[Mixer]] = {
     "full": FullAttention,
     "blockwise": BlockwiseAttention,
     "csp": ChannelwiseSamplePermutation,
+    "igloo": Igloo,
 }

@@ -7,6 +7,7 @@ from .blockwise import BlockwiseAttention
 from .csp import ChannelwiseSamplePermutation
 from .full import FullAttention
 from .igloo import Igloo
+from .luna import LunaAttention
 from .updown import EncoderSelfAttention
 
 # Names of `--updown-mixer`.
@@ -16,4 +17,5 @@ MIXERS: Dict[str, Type[Mixer]] = {
     "blockwise": BlockwiseAttention,
     "csp": ChannelwiseSamplePermutation,
     "igloo": Igloo,
+    "luna": LunaAttention,
 }

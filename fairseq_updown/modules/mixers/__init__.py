@@ -5,6 +5,7 @@ from typing import Dict, Type
 from .base import Mixer
 from .blockwise import BlockwiseAttention
 from .csp import ChannelwiseSamplePermutation
+from .flow import FlowAttention
 from .full import FullAttention
 from .igloo import Igloo
 from .luna import LunaAttention
@@ -18,4 +19,5 @@ MIXERS: Dict[str, Type[Mixer]] = {
     "csp": ChannelwiseSamplePermutation,
     "igloo": Igloo,
     "luna": LunaAttention,
+    "flow": FlowAttention,
 }

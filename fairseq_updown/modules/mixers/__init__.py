@@ -9,6 +9,7 @@ from .flow import FlowAttention
 from .full import FullAttention
 from .igloo import Igloo
 from .luna import LunaAttention
+from .transnormer import TransnormerAttention
 from .updown import EncoderSelfAttention
 
 # Names of `--updown-mixer`.
@@ -20,4 +21,5 @@ MIXERS: Dict[str, Type[Mixer]] = {
     "igloo": Igloo,
     "luna": LunaAttention,
     "flow": FlowAttention,
+    "transnormer": TransnormerAttention,
 }

@@ -9,6 +9,7 @@ from .flow import FlowAttention
 from .full import FullAttention
 from .igloo import Igloo
 from .luna import LunaAttention
+from .ssa import StochasticAttention
 from .transnormer import TransnormerAttention
 from .updown import EncoderSelfAttention
 
@@ -22,4 +23,5 @@ MIXERS: Dict[str, Type[Mixer]] = {
     "luna": LunaAttention,
     "flow": FlowAttention,
     "transnormer": TransnormerAttention,
+    "ssa": StochasticAttention,
 }

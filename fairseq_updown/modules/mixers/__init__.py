@@ -10,6 +10,7 @@ from .full import FullAttention
 from .igloo import Igloo
 from .luna import LunaAttention
 from .ssa import StochasticAttention
+from .topm import TopMAttention
 from .transnormer import TransnormerAttention
 from .updown import EncoderSelfAttention
 
@@ -24,4 +25,5 @@ MIXERS: Dict[str, Type[Mixer]] = {
     "flow": FlowAttention,
     "transnormer": TransnormerAttention,
     "ssa": StochasticAttention,
+    "topm": TopMAttention,
 }

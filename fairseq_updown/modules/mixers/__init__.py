@@ -7,6 +7,7 @@ from .blockwise import BlockwiseAttention
 from .csp import ChannelwiseSamplePermutation
 from .flow import FlowAttention
 from .full import FullAttention
+from .hier import HierarchicalAttention
 from .igloo import Igloo
 from .luna import LunaAttention
 from .ssa import StochasticAttention
@@ -26,4 +27,5 @@ MIXERS: Dict[str, Type[Mixer]] = {
     "transnormer": TransnormerAttention,
     "ssa": StochasticAttention,
     "topm": TopMAttention,
+    "hier": HierarchicalAttention,
 }

@@ -9,6 +9,7 @@ from .flow import FlowAttention
 from .full import FullAttention
 from .hier import HierarchicalAttention
 from .igloo import Igloo
+from .longt5 import TransientGlobalAttention
 from .luna import LunaAttention
 from .ssa import StochasticAttention
 from .topm import TopMAttention
@@ -28,4 +29,5 @@ MIXERS: Dict[str, Type[Mixer]] = {
     "ssa": StochasticAttention,
     "topm": TopMAttention,
     "hier": HierarchicalAttention,
+    "longt5": TransientGlobalAttention,
 }

@@ -15,6 +15,7 @@ from .ssa import StochasticAttention
 from .topm import TopMAttention
 from .transnormer import TransnormerAttention
 from .updown import EncoderSelfAttention
+from .updown_v1 import ExchangeAttention
 
 # Names of `--updown-mixer`.
 MIXERS: Dict[str, Type[Mixer]] = {
@@ -30,4 +31,5 @@ MIXERS: Dict[str, Type[Mixer]] = {
     "topm": TopMAttention,
     "hier": HierarchicalAttention,
     "longt5": TransientGlobalAttention,
+    "updown_v1": ExchangeAttention,
 }

@@ -16,6 +16,7 @@ from .topm import TopMAttention
 from .transnormer import TransnormerAttention
 from .updown import EncoderSelfAttention
 from .updown_v1 import ExchangeAttention
+from .updown_v2 import CachedTopkAttention
 
 # Names of `--updown-mixer`.
 MIXERS: Dict[str, Type[Mixer]] = {
@@ -32,4 +33,5 @@ MIXERS: Dict[str, Type[Mixer]] = {
     "hier": HierarchicalAttention,
     "longt5": TransientGlobalAttention,
     "updown_v1": ExchangeAttention,
+    "updown_v2": CachedTopkAttention,
 }

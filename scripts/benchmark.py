@@ -33,14 +33,15 @@ versions and plugin source, is not measured again.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import gc
 import hashlib
 import json
 import os
 import platform
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -51,7 +52,7 @@ import benchmark_plot as plot
 import torch
 from benchmark_limits import Runner, Setup, Work
 from benchmark_plot import Figures
-from common import UserError, positive, progress, to_json, write_atomic
+from common import UserError, check_writable, positive, progress, to_json, write_atomic
 from fairseq import __version__ as fairseq_version
 from fairseq.models import ARCH_MODEL_REGISTRY
 
@@ -105,10 +106,7 @@ def measure(
     figures: Figures = {}
     for arch in progress(architectures, f"{work.src_len}: memory"):
         try:
-            if setup.device == "cpu":
-                figures[arch] = limits.in_fresh_process(limits.inspect, arch, work, setup)
-            else:
-                figures[arch] = limits.guard_memory(partial(limits.inspect, arch, work, setup))
+            figures[arch] = limits.alone(setup.device, limits.inspect, arch, work, setup)
         except limits.OutOfMemory:
             figures[arch] = {}
         release()
@@ -169,19 +167,34 @@ def profile(architectures: Sequence[str], work: Work, setup: Setup) -> str:
 
 
 class Store:
-    """Figures by a key that says all they depend on, kept in a JSON file where one is given."""
+    """Figures by a key that says all they depend on, kept in a JSON file where one is given.
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    Several processes may fill the same file.
+
+    Args:
+        kind: what the file says it is; any other file is left alone.
+    """
+
+    def __init__(self, path: Path | None, kind: str = KIND) -> None:
+        self.path, self.kind = path, kind
         self.rows: list[dict[str, Any]] = []
+        self.read()
+
+    def read(self) -> None:
+        """Takes over what the file holds now.
+
+        Raises:
+            UserError: it is of another kind.
+        """
+        path = self.path
         if path is None or not path.exists():
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             found = None
-        if not isinstance(found, dict) or found.get("kind") != KIND:
-            raise UserError(f"--json {path} exists and is no {KIND}: it is left alone; "
+        if not isinstance(found, dict) or found.get("kind") != self.kind:
+            raise UserError(f"--json {path} exists and is no {self.kind}: it is left alone; "
                             "give another file")  # fmt: skip
         self.rows = found["rows"]
 
@@ -191,10 +204,31 @@ class Store:
             if row["key"] == key:
                 return row["figures"]
         figures = measured()
-        self.rows.append({"key": key, "figures": figures})
-        if self.path:
-            write_atomic(self.path, to_json({"kind": KIND, "rows": self.rows}))
+        self.put(key, figures)
         return figures
+
+    def put(self, key: dict[str, Any], figures: Any) -> None:
+        """Saves a row beside those that others saved meanwhile; the same key's is replaced."""
+        with self._locked():
+            self.read()
+            self.rows = [row for row in self.rows if row["key"] != key]
+            self.rows.append({"key": key, "figures": figures})
+            if self.path:
+                write_atomic(self.path, to_json({"kind": self.kind, "rows": self.rows}))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time; the folder is locked, since the file itself is replaced."""
+        if self.path is None:
+            yield
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
 
 @cache  # the sources may change while they run
@@ -363,11 +397,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--png {args.png} draws the section train: add it to --sections")
     for name in ("json", "png", "profile"):
         path = getattr(args, name)
-        if path is None:
-            continue
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UserError(f"--{name} {path} cannot be written: give a file in a folder of yours")
+        if path is not None:
+            check_writable(f"--{name}", path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ A :class:`Runner` does one :class:`Work`; :func:`inspect` says what it takes, ap
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import time
@@ -14,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +46,10 @@ FORMULAS: dict[Any, Callable[..., int]] = {
         _ATEN._scaled_dot_product_flash_attention_backward
     ],
 }
+if hasattr(torch.ops.mkl, "_mkl_linear"):  # by a packed weight, in decoding steps
+    FORMULAS[torch.ops.mkl._mkl_linear] = lambda x, packed, weight, *_, out_val: (
+        2 * out_val.numel() * weight.size(1)
+    )
 SHAPES = {"cpu": [(8192, 512, 2048), (2048,) * 3], "cuda": [(16384, 512, 2048), (8192,) * 3]}
 BUFFER = {"cpu": 2**28, "cuda": 2**30}  # float32 numbers: 1 GiB and 4 GiB, far above any cache
 MIB = 2**20
@@ -80,23 +85,30 @@ class Work:
     counted: bool = False
 
 
+def with_options(arch: str, **options: Any) -> str:
+    """The architecture with options of its own, as a name that :func:`build` takes."""
+    return f"{arch} {json.dumps(options)}"
+
+
 def build(arch: str, work: Work, setup: Setup) -> Any:
     """A model of the architecture, with random weights, that takes the work's lengths."""
+    name, _, options = arch.partition(" ")  # see with_options
     torch.manual_seed(1)
     dictionary = Dictionary()
     for number in range(VOCABULARY - len(dictionary)):
         dictionary.add_symbol(f"w{number}")
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, cfg=None)
     args = Namespace(
-        _name=arch,
+        _name=name,
         share_all_embeddings=True,
         dropout=0.1,
         attention_dropout=work.attention_dropout,
         max_source_positions=max(work.src_len, 1024),
         max_target_positions=max(work.tgt_len + 2, 1024),
+        **json.loads(options or "{}"),
     )
-    ARCH_CONFIG_REGISTRY[arch](args)
-    model = ARCH_MODEL_REGISTRY[arch].build_model(args, task)
+    ARCH_CONFIG_REGISTRY[name](args)
+    model = ARCH_MODEL_REGISTRY[name].build_model(args, task)
     return model.to(device=setup.device, dtype=getattr(torch, setup.dtype))
 
 
@@ -206,9 +218,10 @@ class WorkCounter(TorchDispatchMode):
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested dicts, lists and tuples."""
+    """All tensors in nested dicts, lists and tuples; packed weights come beside plain ones."""
     if isinstance(value, Tensor):
-        yield value
+        if not value.is_mkldnn:
+            yield value
     elif isinstance(value, dict):
         yield from tensors_in(list(value.values()))
     elif isinstance(value, (list, tuple)):
@@ -295,6 +308,21 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
             return guard_memory(pool.submit(function, *arguments).result)
         except BrokenProcessPool as error:
             raise OutOfMemory("the process was killed") from error
+        except KeyboardInterrupt:  # or it would be waited for
+            for child in active_children():
+                child.kill()
+            raise
+
+
+def alone(device: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Calls ``function`` where its memory can be measured: for a CPU, in a fresh process.
+
+    Raises:
+        OutOfMemory: see :func:`guard_memory` and :func:`in_fresh_process`.
+    """
+    if device == "cpu":
+        return in_fresh_process(function, *arguments)
+    return guard_memory(partial(function, *arguments))
 
 
 @cache

@@ -78,8 +78,19 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def check_writable(option: str, path: Path) -> None:
+    """Refuses, before any work, an output file that could not be written at its end.
+
+    Raises:
+        UserError: naming the option and the path.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {path} cannot be written: give a file in a folder of yours")
+
+
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def sigterm_interrupts() -> Iterator[None]:
     """Let SIGTERM raise KeyboardInterrupt, so that clean-up runs as it does for Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -105,7 +116,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
-    with _sigterm_interrupts():
+    with sigterm_interrupts():
         try:
             partial.mkdir()
             yield partial

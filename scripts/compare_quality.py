@@ -27,6 +27,7 @@ import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,12 +88,20 @@ class Run:
     def __init__(self, args: argparse.Namespace, system: str, seed: int):
         self.args, self.system, self.seed = args, system, seed
         self.folder = args.out / f"{system.replace(' ', '-')}-{seed}"
-        self.result = self.folder / "result.json"
         self.size = SIZES[args.size]
+
+    @property
+    def result(self) -> Path:
+        """What the finished run found."""
+        return self.folder / "result.json"
+
+    def architecture(self) -> tuple[str, str]:
+        """The architecture, and its options besides those of the size."""
+        return SYSTEMS[self.system]
 
     def options(self) -> list[str]:
         """The options of fairseq-train that make this run what it is."""
-        architecture, own = SYSTEMS[self.system]
+        architecture, own = self.architecture()
         size, source = self.size, self.args.source_tokens
         updown = str(size["compression"]) if architecture == UPDOWN else ""
         schedule = f"--lr-scheduler polynomial_decay --total-num-update {self.args.updates}"
@@ -124,18 +133,22 @@ class Run:
                 )
             write_atomic(made_with, options)
             if not self.result.exists():
-                write_atomic(self.result, to_json({"train": self.train(), "test": self.generate()}))
+                # fairseq takes one more update whenever it is started after the last one
+                trained = self.folder / "trained.json"
+                if not trained.exists():
+                    write_atomic(trained, to_json(self.train()))
+                train = json.loads(trained.read_text(encoding="utf-8"))
+                write_atomic(self.result, to_json({"train": train, "test": self.generate()}))
         return json.loads(self.result.read_text(encoding="utf-8"))
 
     def train(self) -> dict[str, Any]:
-        args, size = self.args, self.size
-        greedy = {**size["generation"], "beam": 1}  # type: ignore[dict-item]
+        args = self.args
         interval = max(1, args.updates // args.validations // 8)
         every = str(8 * interval)
         log = self.folder / "train.log"
+        drop_torn_checkpoint(self.folder / "checkpoints")
         peak = self.call(
-            "fairseq-train", log, *self.options(),
-            *("--eval-rouge", "--eval-rouge-args", json.dumps(greedy)),
+            "fairseq-train", log, *self.options(), *self.validation(),
             *("--validate-interval-updates", every, "--save-interval-updates", every),
             *("--keep-interval-updates", "1", "--no-epoch-checkpoints", "--max-epoch", "100000"),
             *("--log-format", "json", "--log-interval", str(interval)),
@@ -143,7 +156,12 @@ class Run:
         )  # fmt: skip
         return {"peak MiB": peak / 1024, **read_training_log(log)}
 
-    def generate(self) -> dict[str, float]:
+    def validation(self) -> list[str]:
+        """Options of fairseq-train that say what is measured at each validation."""
+        greedy = {**self.size["generation"], "beam": 1}  # type: ignore[dict-item]
+        return ["--eval-rouge", "--eval-rouge-args", json.dumps(greedy)]
+
+    def generate(self) -> dict[str, Any]:
         flags = [
             text
             for name, value in self.size["generation"].items()  # type: ignore[attr-defined]
@@ -175,7 +193,12 @@ class Run:
                 stderr=subprocess.STDOUT,
                 env=environment,
             )
-            _, status, usage = os.wait4(process.pid, 0)
+            try:
+                _, status, usage = os.wait4(process.pid, 0)
+            except BaseException:  # it would go on alone, and a resumed run would meet it
+                process.kill()
+                process.wait()
+                raise
         if status:
             tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
             raise UserError(f"{command} failed for {self.folder.name}:\n{tail}\n(log: {log})")
@@ -183,21 +206,22 @@ class Run:
 
 
 def read_training_log(path: Path) -> dict[str, Any]:
-    """Updates, updates per second, and the validations as (updates, nll, ROUGE-L).
+    """Updates, updates per second, and the validations as (updates, nll, ROUGE-L if there is one).
 
     The speed is that of the fastest tenth of the logged intervals: other work on the machine, and
     validations, disturb those least. A resumed training logs the updates since its checkpoint
     again; the later ones count.
     """
     speeds: dict[int, float] = {}
-    curve: dict[int, tuple[float, float]] = {}
+    curve: dict[int, tuple[float, ...]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         found = _JSON_LINE.search(line)
         if not found:
             continue
         kind, values = found[1], json.loads(found[2])
         if kind == "valid":
-            scores = (float(values["valid_nll_loss"]), float(values["valid_rougeL"]))
+            names = ("valid_nll_loss", "valid_rougeL")
+            scores = tuple(float(values[name]) for name in names if name in values)
             curve[int(values["valid_num_updates"])] = scores
         else:
             speeds[int(values["num_updates"])] = float(values["ups"])
@@ -206,6 +230,20 @@ def read_training_log(path: Path) -> dict[str, Any]:
         "updates per second": float(np.percentile(list(speeds.values()), 90)),
         "curve": [(updates, *curve[updates]) for updates in sorted(curve)],
     }
+
+
+def drop_torn_checkpoint(folder: Path) -> None:
+    """Replaces a checkpoint_last.pt that is not whole by the newest numbered one, or removes it.
+
+    fairseq copies the numbered one there in place; a kill in that instant leaves it torn.
+    """
+    last = folder / "checkpoint_last.pt"
+    if not last.exists() or zipfile.is_zipfile(last):
+        return
+    last.unlink()
+    numbered = sorted(folder.glob("checkpoint_*_*.pt"), key=lambda path: path.stat().st_mtime)
+    if numbered:
+        write_atomic(last, numbered[-1].read_bytes())
 
 
 def source_tokens_per_update(data: Path, limit: int, max_tokens: int) -> float:
@@ -229,15 +267,17 @@ def after(curve: list[tuple[float, ...]], updates: float) -> tuple[float, float]
     return float(np.interp(updates, at, nll)), float(np.interp(updates, at, rouge))
 
 
+def cell(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, and half the range where there are several."""
+    spread = f" ±{(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
 def table(results: dict[str, list[dict[str, Any]]], tokens_per_update: float) -> str:
     """The comparison as a Markdown table: the mean over the seeds, and their half range.
 
     A system's speed is that of its fastest run, for all seeds do the same work.
     """
-
-    def cell(values: Sequence[float], digits: int = 2) -> str:
-        spread = f" ±{(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
-        return f"{np.mean(values):.{digits}f}{spread}"
 
     trained = {system: [run["train"] for run in runs] for system, runs in results.items()}
     speed = {

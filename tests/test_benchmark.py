@@ -14,6 +14,8 @@ import torch
 from benchmark_limits import Runner, Setup, Work
 from commands import run
 
+from fairseq_updown.modules import step_linear
+
 SCRIPT = Path(benchmark.__file__)
 CPU = Setup("cpu", "float32")
 STOCK, OURS = "transformer_tiny", "updown_transformer_tiny"
@@ -150,6 +152,15 @@ def test_a_decoding_step_reads_its_weights_and_caches_and_nothing_else() -> None
     unread = layers * 2 * (d * d + d) * 4  # the memory is projected at the first step alone
     caches = layers * rows * 2 * d * (prefix - 1 + src) * 4
     assert found["bytes_read"] == pytest.approx(weights - unread + caches, rel=1e-3)
+
+
+def test_packed_weights_count_as_the_plain_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work("generate", 2, 24, 40, beam=3)
+    packed = benchmark_limits.inspect(OURS, work, CPU)
+    monkeypatch.setattr(step_linear, "_STEPS_BEFORE", 1000)
+    plain = benchmark_limits.inspect(OURS, work, CPU)
+    assert packed["flops"] == plain["flops"]
+    assert packed["bytes_read"] == plain["bytes_read"]
 
 
 @pytest.mark.parametrize("exponent", [1.0, 1.9])

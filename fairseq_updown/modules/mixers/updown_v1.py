@@ -37,8 +37,6 @@ class ExchangeAttention(AttentionMixer):
         state: State,
     ) -> Tuple[Tensor, State]:
         """The state is h, `(bsz, length, embed_dim)`."""
-        if padding_mask is not None:
-            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
         if state:
             g = state[0] + self.pool(state[0], padding_mask, mass)
             exchanged = x + self.k_proj(x).sigmoid() * (g - x)

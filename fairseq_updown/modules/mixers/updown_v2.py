@@ -65,8 +65,6 @@ class CachedTopkAttention(AttentionMixer):
     ) -> Tuple[Tensor, State]:
         """The state is S `(bsz, num_heads, length, k)` long, log(w / e^b) of the same shape, and V~
         `(bsz, num_heads, length, head_dim)`."""
-        if padding_mask is not None:
-            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
         query, key, value = (
             split_heads(t, self.num_heads)
             for t in (self.q_proj(x) * self.scaling, self.k_proj(x), self.v_proj(x))

@@ -48,9 +48,11 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     f"{MODEL_NAME}_wmt_en_de": {},
     f"{MODEL_NAME}_wmt_en_de_big": {"stock": transformer_wmt_en_de_big},
     f"{MODEL_NAME}_arxiv": _ARXIV,
+    # As many slots at its longest source as `_arxiv` has: all queries see all of them.
     f"{MODEL_NAME}_early": {
         **_ARXIV,
         "max_source_positions": 32768,
+        "updown_slots": 2,
         "updown_pool_layers": "1,2",
     },
     f"{MODEL_NAME}_full": {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import time
 from argparse import Namespace
@@ -304,10 +305,16 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
         OutOfMemory: an allocation failed, or the process was killed, as the kernel does then.
     """
     with ProcessPoolExecutor(1, mp_context=_server()) as pool:
+        future = pool.submit(function, *arguments)
+        children = list((pool._processes or {}).values())
         try:
-            return guard_memory(pool.submit(function, *arguments).result)
+            return guard_memory(future.result)
         except BrokenProcessPool as error:
-            raise OutOfMemory("the process was killed") from error
+            for child in children:
+                child.join()
+            if any(child.exitcode == -signal.SIGKILL for child in children):
+                raise OutOfMemory("the process was killed") from error
+            raise RuntimeError("the process ended early; its own error is above") from error
         except KeyboardInterrupt:  # or it would be waited for
             for child in active_children():
                 child.kill()
@@ -330,6 +337,7 @@ def _server() -> BaseContext:
     """Processes that fork from a server, which imports this module by way of PYTHONPATH."""
     folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+    os.environ["PYTHONSAFEPATH"] = "1"  # not from the current folder, which may have a common.py
     context = get_context("forkserver")
     # What an optimizer imports at its first step is no memory of that step.
     context.set_forkserver_preload([__name__, "torch._dynamo"])

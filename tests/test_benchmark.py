@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -100,7 +101,9 @@ def test_what_does_not_fit_into_memory_is_said_and_the_rest_goes_on(
 
 def test_a_killed_process_and_a_failed_allocation_are_out_of_memory() -> None:
     with pytest.raises(benchmark_limits.OutOfMemory, match="killed"):
-        benchmark_limits.in_fresh_process(os._exit, 9)
+        benchmark_limits.in_fresh_process(signal.raise_signal, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="ended early"):
+        benchmark_limits.in_fresh_process(os._exit, 1)
     with pytest.raises(benchmark_limits.OutOfMemory, match="allocate"):
         benchmark_limits.in_fresh_process(torch.empty, 2**60)
     with pytest.raises(RuntimeError, match="negative"):

@@ -306,13 +306,13 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
     """
     with ProcessPoolExecutor(1, mp_context=_server()) as pool:
         future = pool.submit(function, *arguments)
-        children = list((pool._processes or {}).values())
+        workers = list((pool._processes or {}).values())
         try:
             return guard_memory(future.result)
         except BrokenProcessPool as error:
-            for child in children:
-                child.join()
-            if any(child.exitcode == -signal.SIGKILL for child in children):
+            for worker in workers:
+                worker.join()
+            if any(worker.exitcode == -signal.SIGKILL for worker in workers):
                 raise OutOfMemory("the process was killed") from error
             raise RuntimeError("the process ended early; its own error is above") from error
         except KeyboardInterrupt:  # or it would be waited for

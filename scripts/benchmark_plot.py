@@ -72,7 +72,7 @@ def _ratio(
 
 def duration(seconds: float) -> str:
     """Seconds or milliseconds, to three digits."""
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{1000 * seconds:.3g} ms"
 
 
 def limit_rows(work: dict[str, Any], figures: Figures, rates: dict[str, float]) -> str:

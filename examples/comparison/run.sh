@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Data, measurements, table and picture of all encoder mixers; see README.md beside this file.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
+
+usage() {
+    cat <<'EOF'
+Usage: run.sh [options] [-- options of scripts/compare_mixers.py]
+
+Compare the encoder mixers of --updown-mixer: cost, recall, summaries, translation. Data that is
+missing is made first; every finished step and row is skipped when run again.
+
+  --work DIR         everything is written here (default: ./comparison)
+  --sections "..."   some of cost recall summaries translation (default: all)
+  --summaries DIR    data of the quickstart, such as work/quickstart/bin
+                     (default: made in the work directory)
+  --translation DIR  work directory of examples/translation/run.sh, such as translation-de-en
+                     (default: made in the work directory)
+  -h, --help         show this text
+
+  run.sh -- --seeds 1                 one seed; a second run.sh with --seeds 2 may run beside it
+  run.sh -- --mixers full flow luna=64
+  run.sh -- --table                   print what was measured so far
+EOF
+}
+
+work=comparison sections='cost recall summaries translation' summaries='' translation=''
+while (($#)); do
+    case $1 in
+        --work | --sections | --summaries | --translation)
+            (($# > 1)) || die "$1 needs a value; see --help"
+            printf -v "${1#--}" '%s' "$2"
+            shift
+            ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        --)
+            shift
+            break
+            ;;
+        *) die "unknown option $1; see --help (options of compare_mixers.py go after --)" ;;
+    esac
+    shift
+done
+for section in $sections; do
+    case $section in
+        cost | recall | summaries | translation) ;;
+        *) die "--sections $section: choose among cost, recall, summaries, translation" ;;
+    esac
+done
+
+need_tools
+mkdir -p "$work"
+
+# Two calls of this script share the data: the second waits until the first has made it.
+exec 9>"$work/data.lock"
+flock 9
+
+if [[ " $sections " == *" summaries "* && -z $summaries ]]; then
+    summaries=$work/summaries/data-bin
+    if [[ ! -d $summaries ]]; then
+        step "corpus of summaries: docstrings of the installed packages"
+        python "$root/scripts/prepare_docstrings.py" --out "$work/summaries/corpus"
+        preprocess "$work/summaries/corpus" "$summaries" src tgt
+    fi
+fi
+if [[ " $sections " == *" translation "* && -z $translation ]]; then
+    translation=$work/translation
+    if [[ ! -d $translation/data-bin ]]; then
+        step "corpus of translations: German to English, Debian's package descriptions"
+        python "$root/scripts/prepare_debian_translation.py" --out "$translation/corpus" \
+            --lang de --vocab-size 8000 --seed 1
+        preprocess "$translation/corpus" "$translation/data-bin" de en
+    fi
+fi
+exec 9>&-
+
+drawing=()
+if [[ " $sections " == *" cost "* && $sections == *" "* ]]; then
+    drawing=(--png "$work/mixers.png")
+fi
+step "comparison: rows in $work/mixers.json"
+# shellcheck disable=SC2086  # one word a section
+python "$root/scripts/compare_mixers.py" --sections $sections --work "$work" \
+    ${summaries:+--summaries "$summaries"} ${translation:+--translation "$translation"} \
+    "${drawing[@]}" "$@"

@@ -9,7 +9,7 @@ from torch import Tensor
 from .attention import IncrementalState, UpdownAttention
 from .beams import BeamHistory, write
 from .compression import CompressedBlocks
-from .functional import attend, merge_heads, pad_to_multiple, split_heads
+from .functional import attend, merge_heads, split_heads, to_blocks
 from .step_linear import step_linear
 
 
@@ -54,7 +54,7 @@ class DecoderSelfAttention(UpdownAttention):
             heads = (split_heads(t, self.num_heads) for t in (query, key, value))
             out = attend(*heads, is_causal=True, dropout=self.attention_dropout)
             return self.project_out(merge_heads(out)), None
-        blocks, query, key, value = (self.to_blocks(t) for t in (x, query, key, value))
+        blocks, query, key, value = (to_blocks(t, self.block_size) for t in (x, query, key, value))
         num_slots, bias = 0, None
         if self.compressor is not None:
             num_slots = self.compressor.num_slots
@@ -73,10 +73,6 @@ class DecoderSelfAttention(UpdownAttention):
         )
         out = out.unflatten(1, (x.size(0), self.num_heads)).permute(1, 2, 0, 3, 4).flatten(2, 3)
         return self.project_out(merge_heads(out[:, :, : x.size(1)])), state
-
-    def to_blocks(self, x: Tensor) -> Tensor:
-        """`(bsz, length, *)` -> `(bsz, num_blocks, block_size, *)`, the last block filled up."""
-        return pad_to_multiple(x, self.block_size, dim=1).unflatten(1, (-1, self.block_size))
 
     def blocks_first(self, x: Tensor) -> Tensor:
         """`(bsz, num_blocks, L, d)` -> `(num_blocks, bsz * num_heads, L, head_dim)`.

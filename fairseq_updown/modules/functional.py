@@ -37,12 +37,25 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) >= lengths.unsqueeze(-1)
 
 
+def real_lengths(x: Tensor, padding_mask: Optional[Tensor]) -> Tensor:
+    """The number of real tokens of each row of x `(B, N, *)`: long, `(B,)`, or `(1,)` where
+    there is no padding mask `(B, N)` and all rows are full."""
+    if padding_mask is None:
+        return torch.full((1,), x.size(1), device=x.device)
+    return x.size(1) - padding_mask.sum(dim=1)
+
+
 def pad_to_multiple(x: Tensor, multiple: int, dim: int, value: float = 0.0) -> Tensor:
     """Pads dimension `dim` of `x` at its end to the next multiple of `multiple`."""
     missing = -x.size(dim) % multiple
     if missing == 0:
         return x
     return F.pad(x, [0, 0] * (x.dim() - 1 - dim % x.dim()) + [0, missing], value=value)
+
+
+def to_blocks(x: Tensor, block_size: int, value: float = 0.0) -> Tensor:
+    """`(B, N, *)` -> `(B, num_blocks, block_size, *)`, the last block filled up with `value`."""
+    return pad_to_multiple(x, block_size, dim=1, value=value).unflatten(1, (-1, block_size))
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

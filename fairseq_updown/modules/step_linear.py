@@ -11,6 +11,7 @@ Linear = Callable[[nn.Module, Tensor], Tensor]
 _FEW_ROWS = range(2, 65)
 # Packing takes as long as this many steps gain, about.
 _STEPS_BEFORE = 8
+_CAN_PACK = hasattr(torch.ops.mkl, "_mkl_linear")
 _STATE_NAME = "step_linear"
 
 
@@ -46,7 +47,8 @@ class StepLinear:
 
     def can_pack(self, module: nn.Module, x: Tensor) -> bool:
         return (
-            self.steps > _STEPS_BEFORE
+            _CAN_PACK
+            and self.steps > _STEPS_BEFORE
             and self.rows in _FEW_ROWS
             and x.numel() == self.rows * x.size(-1)
             and x.device.type == "cpu"
@@ -54,7 +56,6 @@ class StepLinear:
             and type(module) is nn.Linear
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
-            and hasattr(torch.ops.mkl, "_mkl_linear")
         )
 
 

@@ -145,11 +145,12 @@ def validate(args: Namespace) -> None:
         choices = ", ".join(registry)
         _require(args, name, str(getattr(args, name)) in registry, f"choose {choices}")
     mixer = MIXERS[str(args.updown_mixer)]
-    remedy = f"--updown-mixer {args.updown_mixer} has no size of its own; leave it at 0"
     if mixer.default_size:
         remedy = f"it must be at least 1, or 0 for {mixer.default_size}"
-    size = args.updown_mixer_size
-    _require(args, "updown_mixer_size", size == 0 or size > 0 < mixer.default_size, remedy)
+        _require(args, "updown_mixer_size", args.updown_mixer_size >= 0, remedy)
+    else:
+        remedy = f"--updown-mixer {args.updown_mixer} has no size of its own; leave it at 0"
+        _require(args, "updown_mixer_size", args.updown_mixer_size == 0, remedy)
     samples = args.updown_mixer_ensemble >= 0
     _require(args, "updown_mixer_ensemble", samples, "it must be 0 (all keys) or more")
     only_ssa = args.updown_mixer_ensemble == 0 or str(args.updown_mixer) == "ssa"

@@ -2,10 +2,20 @@
 
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
+import torch
+from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from ..attention import UpdownAttention
 from ..compression import TokenMass
+from ..functional import (
+    MASKED_LOGIT,
+    attend,
+    full_precision,
+    merge_heads,
+    pad_to_multiple,
+    split_heads,
+)
 
 # What a layer hands to the next one of its stage; empty in an anchor layer.
 State = Tuple[Tensor, ...]
@@ -90,3 +100,48 @@ class AttentionMixer(Mixer, UpdownAttention):
     def __init__(self, embed_dim: int, num_heads: int, settings: Settings, **kwargs: Any):
         super().__init__(embed_dim, num_heads, self_attention=True, **kwargs)
         self.settings = settings
+
+    def project_heads(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Queries, scaled, keys and values of `(bsz, length, embed_dim)`, each
+        `(bsz, num_heads, length, head_dim)`."""
+        query, key, value = self.q_proj(x) * self.scaling, self.k_proj(x), self.v_proj(x)
+        return (
+            split_heads(query, self.num_heads),
+            split_heads(key, self.num_heads),
+            split_heads(value, self.num_heads),
+        )
+
+    def attend_to_all(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+        """Exact attention of `(bsz, length, embed_dim)` to itself, short of the output projection;
+        bias `(bsz, num_heads or 1, length)` or None."""
+        heads = self.project_heads(x)
+        return merge_heads(attend(*heads, key_bias=bias, dropout=self.attention_dropout))
+
+    def bias_blocks(self, bias: Optional[Tensor], x: Tensor, block_size: int) -> Optional[Tensor]:
+        """The bias of the keys x, `(bsz, num_heads or 1, length)` or None, block by block,
+        `(bsz, num_blocks, num_heads or 1, block_size)`, filling hidden; None if there is nothing to
+        hide and nothing to weigh."""
+        if bias is None:
+            if x.size(1) % block_size == 0:
+                return None
+            dtype = full_precision(self.count_bias.score_slope).dtype
+            bias = torch.zeros(x.size(0), 1, x.size(1), dtype=dtype, device=x.device)
+        bias = pad_to_multiple(bias, block_size, dim=2, value=MASKED_LOGIT)
+        return bias.unflatten(2, (-1, block_size)).transpose(1, 2)
+
+
+def projection(
+    in_features: int,
+    out_features: int,
+    q_noise: float,
+    qn_block_size: int,
+    *,
+    bias: bool = True,
+    gain: float = 1.0,
+) -> nn.Module:
+    """A linear layer with the initialisation and quantization noise of fairseq's attention."""
+    linear = nn.Linear(in_features, out_features, bias=bias)
+    nn.init.xavier_uniform_(linear.weight, gain=gain)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return quant_noise(linear, q_noise, qn_block_size)

@@ -3,12 +3,11 @@
 from typing import Optional, Tuple
 
 import torch
-from fairseq.modules.quant_noise import quant_noise
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..compression import TokenMass
-from ..functional import length_mask, pad_to_multiple
-from .base import Mixer, Settings, State
+from ..functional import length_mask, real_lengths, to_blocks
+from .base import Mixer, Settings, State, projection
 
 
 class ChannelwiseSamplePermutation(Mixer):
@@ -53,11 +52,8 @@ class ChannelwiseSamplePermutation(Mixer):
         self.embed_dim = embed_dim
         self.settings = settings
         self.linear_shifts = linear_shifts
-        self.v_proj = quant_noise(nn.Linear(embed_dim, embed_dim), q_noise, qn_block_size)
-        self.out_proj = quant_noise(nn.Linear(embed_dim, embed_dim), q_noise, qn_block_size)
-        for projection in (self.v_proj, self.out_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+        self.v_proj = projection(embed_dim, embed_dim, q_noise, qn_block_size)
+        self.out_proj = projection(embed_dim, embed_dim, q_noise, qn_block_size)
 
     def forward(
         self,
@@ -66,10 +62,7 @@ class ChannelwiseSamplePermutation(Mixer):
         mass: Optional[TokenMass],
         state: State,
     ) -> Tuple[Tensor, State]:
-        if padding_mask is None:
-            lengths = torch.full((1,), x.size(1), device=x.device)
-        else:
-            lengths = x.size(1) - padding_mask.sum(dim=1)
+        lengths = real_lengths(x, padding_mask)
         return self.out_proj(self.permute(self.v_proj(x), lengths)), ()
 
     def permute(self, value: Tensor, lengths: Tensor) -> Tensor:
@@ -86,8 +79,8 @@ class ChannelwiseSamplePermutation(Mixer):
         source = (target - self.shifts(lengths)).remainder(lengths)
         rolled = value.gather(1, source.expand_as(value)).masked_fill(pads, float("inf"))
         group_size = min(self.settings.size, size)
-        groups = pad_to_multiple(rolled, group_size, dim=1, value=float("inf"))
-        ascending = groups.unflatten(1, (-1, group_size)).sort(dim=2, stable=True).values
+        groups = to_blocks(rolled, group_size, float("inf"))
+        ascending = groups.sort(dim=2, stable=True).values
         return ascending.flatten(1, 2)[:, :size].masked_fill(pads, 0.0)
 
     def shifts(self, lengths: Tensor) -> Tensor:

@@ -2,12 +2,11 @@
 
 from typing import Optional, Tuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..compression import TokenMass
-from ..functional import MASKED_LOGIT, attend, merge_heads, pad_to_multiple, split_heads
+from ..functional import to_blocks
 from .base import AttentionMixer, State
 
 
@@ -35,29 +34,17 @@ class HierarchicalAttention(AttentionMixer):
         mass: Optional[TokenMass],
         state: State,
     ) -> Tuple[Tensor, State]:
-        bsz, length, _ = x.shape
+        length = x.size(1)
         block_size = min(self.settings.block_size, length)
-        if padding_mask is None and length % block_size:
-            padding_mask = torch.zeros(bsz, length, dtype=torch.bool, device=x.device)
-        bias = self.key_bias(mass, padding_mask)
-        if bias is not None:
-            bias = pad_to_multiple(bias, block_size, dim=2, value=MASKED_LOGIT)
-            bias = bias.unflatten(2, (-1, block_size)).transpose(1, 2).flatten(0, 1)
-        blocks = pad_to_multiple(x, block_size, dim=1).unflatten(1, (-1, block_size))
-        within = self.heads(blocks.flatten(0, 1), bias).view(blocks.shape)
+        blocks = to_blocks(x, block_size)
+        bias = self.bias_blocks(self.key_bias(mass, padding_mask), x, block_size)
+        bias = bias.flatten(0, 1) if bias is not None else None
+        within = self.attend_to_all(blocks.flatten(0, 1), bias).view(blocks.shape)
 
         vectors = x[:, ::block_size] + self.out_proj(within[:, :, 0])
         vectors = F.layer_norm(vectors, vectors.shape[-1:])
         is_empty = padding_mask[:, ::block_size] if padding_mask is not None else None
-        among = self.heads(vectors, self.key_bias(None, is_empty))
+        among = self.attend_to_all(vectors, self.key_bias(None, is_empty))
 
         out = (within + among.unsqueeze(2)).flatten(1, 2)[:, :length]
         return self.project_out(out), ()
-
-    def heads(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        """Exact attention of `(rows, length, embed_dim)`, short of the output projection."""
-        query, key, value = (
-            split_heads(t, self.num_heads)
-            for t in (self.q_proj(x) * self.scaling, self.k_proj(x), self.v_proj(x))
-        )
-        return merge_heads(attend(query, key, value, key_bias=bias, dropout=self.attention_dropout))

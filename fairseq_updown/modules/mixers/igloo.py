@@ -5,12 +5,11 @@ from typing import Optional, Tuple
 import torch
 import torch.nn.functional as F
 from fairseq.modules import FairseqDropout
-from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from ..compression import TokenMass
-from ..functional import full_precision
-from .base import Mixer, Settings, State
+from ..functional import full_precision, real_lengths
+from .base import Mixer, Settings, State, projection
 
 
 class Igloo(Mixer):
@@ -51,16 +50,14 @@ class Igloo(Mixer):
         self.patch_size = patch_size
         self.causal = causal
         self.dropout_module = FairseqDropout(dropout, module_name=type(self).__name__)
-        slices = nn.Linear(embed_dim, self.num_patches * patch_size, bias=False)
-        self.slice_proj = quant_noise(slices, q_noise, qn_block_size)  # M
+        num_slices = self.num_patches * patch_size
+        noise = (q_noise, qn_block_size)
+        self.slice_proj = projection(embed_dim, num_slices, *noise, bias=False)  # M
         self.patch_bias = nn.Parameter(torch.zeros(self.num_patches))  # b
-        self.mix_proj = nn.Linear(self.num_patches, self.num_patches, bias=False)  # W
-        self.v_proj = quant_noise(nn.Linear(embed_dim, embed_dim), q_noise, qn_block_size)  # W_2
-        self.out_proj = quant_noise(nn.Linear(embed_dim, embed_dim), q_noise, qn_block_size)  # W_F
-        for projection in (self.slice_proj, self.mix_proj, self.v_proj, self.out_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            if projection.bias is not None:
-                nn.init.zeros_(projection.bias)
+        # W; L need not be a multiple of the noise's blocks
+        self.mix_proj = projection(self.num_patches, self.num_patches, 0.0, 1, bias=False)
+        self.v_proj = projection(embed_dim, embed_dim, *noise)  # W_2
+        self.out_proj = projection(embed_dim, embed_dim, *noise)  # W_F
 
     def forward(
         self,
@@ -70,7 +67,7 @@ class Igloo(Mixer):
         state: State,
     ) -> Tuple[Tensor, State]:
         bsz, length, _ = x.shape
-        places = self.places(length, padding_mask, x.device).expand(bsz, -1, -1)
+        places = self.places(length, real_lengths(x, padding_mask)).expand(bsz, -1, -1)
         at_slices, at_values = places.split(
             (self.num_patches * self.patch_size, self.num_patches), dim=-1
         )
@@ -91,16 +88,17 @@ class Igloo(Mixer):
         )
         return self.out_proj(out.view_as(value)), ()
 
-    def places(self, length: int, padding_mask: Optional[Tensor], device: torch.device) -> Tensor:
-        """Where each token looks: the slices, patch by patch, then the values.
+    def places(self, length: int, lengths: Tensor) -> Tensor:
+        """Where each of `length` tokens looks: the slices, patch by patch, then the values.
+
+        Args:
+            lengths: `(bsz or 1,)` long, real tokens of each row.
 
         Returns:
             `(bsz or 1, length, L (patch_size + 1))` long, always a real token if there is one.
         """
-        if padding_mask is None:
-            lengths = torch.full((1, 1, 1), length, device=device)
-        else:
-            lengths = (length - padding_mask.sum(dim=1)).clamp(min=1).view(-1, 1, 1)
+        device = lengths.device
+        lengths = lengths.clamp(min=1).view(-1, 1, 1)
         if self.causal:
             steps = torch.arange(1, length + 1, device=device).view(1, -1, 1)
             lengths = torch.minimum(lengths, steps)

@@ -13,8 +13,8 @@ from ..functional import (
     bias_in_channels,
     full_precision,
     merge_heads,
-    pad_to_multiple,
     split_heads,
+    to_blocks,
 )
 from .base import AttentionMixer, Settings, State
 
@@ -61,8 +61,8 @@ class TransientGlobalAttention(AttentionMixer):
         bias = torch.cat([bias, global_bias.expand(-1, bias.size(1), -1)], dim=2)
         seen = torch.cat([x, self.global_tokens(x, padding_mask, mass)], dim=1)
 
-        query = pad_to_multiple(self.q_proj(x) * self.scaling, radius, dim=1)
-        query = split_heads(query.unflatten(1, (-1, radius)).flatten(0, 1), self.num_heads)
+        query = to_blocks(self.q_proj(x) * self.scaling, radius).flatten(0, 1)
+        query = split_heads(query, self.num_heads)
         key, value = (
             split_heads(gather_keys(t, length, radius), self.num_heads)
             for t in (self.k_proj(seen), self.v_proj(seen))
@@ -82,8 +82,7 @@ class TransientGlobalAttention(AttentionMixer):
         tokens = full_precision(x).masked_fill(padding_mask.unsqueeze(-1), 0.0)
         if mass is not None:
             tokens = tokens * mass.counts.unsqueeze(-1)
-        blocks = pad_to_multiple(tokens, self.settings.size, dim=1)
-        total = blocks.unflatten(1, (-1, self.settings.size)).sum(dim=2)
+        total = to_blocks(tokens, self.settings.size).sum(dim=2)
         total = total * torch.rsqrt(total.square().mean(dim=-1, keepdim=True) + _EPSILON)
         return (total * self.global_scale).to(x.dtype)
 
@@ -99,7 +98,7 @@ def gather_keys(x: Tensor, length: int, radius: int, fill: float = 0.0) -> Tenso
         `(bsz * num_blocks, 3 * radius + num_globals, channels)`: the block before, the block, the
         block after (just the block if there is only one), the global tokens.
     """
-    blocks = pad_to_multiple(x[:, :length], radius, dim=1, value=fill).unflatten(1, (-1, radius))
+    blocks = to_blocks(x[:, :length], radius, fill)
     num_blocks = blocks.size(1)
     parts = [blocks]
     if num_blocks > 1:

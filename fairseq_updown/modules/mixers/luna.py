@@ -4,12 +4,11 @@ from typing import Any, Optional, Tuple
 
 import torch
 from fairseq.modules import LayerNorm
-from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from ..compression import TokenMass
 from ..functional import attend, keep_in_graph, merge_heads, split_heads
-from .base import AttentionMixer, Settings, State
+from .base import AttentionMixer, Settings, State, projection
 
 
 class LunaAttention(AttentionMixer):
@@ -35,19 +34,15 @@ class LunaAttention(AttentionMixer):
         qn_block_size: int = 8,
         **kwargs: Any,
     ):
-        noise = dict(q_noise=q_noise, qn_block_size=qn_block_size)
-        super().__init__(embed_dim, num_heads, settings, **noise, **kwargs)
+        super().__init__(
+            embed_dim, num_heads, settings, q_noise=q_noise, qn_block_size=qn_block_size, **kwargs
+        )
         del self.k_proj, self.v_proj  # each attention projects its context once
 
-        def projection() -> nn.Module:
-            linear = nn.Linear(embed_dim, embed_dim)
-            nn.init.xavier_uniform_(linear.weight, gain=2**-0.5)
-            nn.init.zeros_(linear.bias)
-            return quant_noise(linear, q_noise, qn_block_size)
-
-        self.context_proj = projection()
-        self.pack_q_proj = projection()
-        self.pack_context_proj = projection()
+        noise = (q_noise, qn_block_size)
+        self.context_proj = projection(embed_dim, embed_dim, *noise, gain=2**-0.5)
+        self.pack_q_proj = projection(embed_dim, embed_dim, *noise, gain=2**-0.5)
+        self.pack_context_proj = projection(embed_dim, embed_dim, *noise, gain=2**-0.5)
         self.packed_layer_norm = LayerNorm(embed_dim)
         self.initial = nn.Parameter(torch.randn(settings.size, embed_dim) * embed_dim**-0.5)
 

@@ -11,8 +11,9 @@ from ..functional import (
     attend,
     full_precision,
     merge_heads,
-    pad_to_multiple,
+    real_lengths,
     split_heads,
+    to_blocks,
 )
 from .base import State
 from .full import FullAttention
@@ -46,9 +47,7 @@ class StochasticAttention(FullAttention):
         block_size = self.settings.block_size
         if length <= block_size or not (self.training or self.settings.ensemble):
             return super().forward(x, padding_mask, mass, state)
-        lengths = torch.full((bsz,), length, device=x.device)
-        if padding_mask is not None:
-            lengths = lengths - padding_mask.sum(dim=1)
+        lengths = real_lengths(x, padding_mask).expand(bsz)
         num_blocks, size = -(-length // block_size), min(self.settings.size, length)
         if self.training:
             shape = (1, bsz, num_blocks, size)
@@ -99,7 +98,7 @@ class StochasticAttention(FullAttention):
         if bias is not None:
             key_bias = key_bias + sampled(bias.transpose(1, 2)).transpose(1, 2)
         block_size = self.settings.block_size
-        blocks = pad_to_multiple(query, block_size, dim=1).reshape(-1, block_size, query.size(2))
+        blocks = to_blocks(query, block_size).flatten(0, 1)
         heads = (split_heads(t, self.num_heads) for t in (blocks, sampled(key), sampled(value)))
         out = merge_heads(attend(*heads, key_bias=key_bias, dropout=self.attention_dropout))
         return out.reshape(query.size(0), -1, query.size(2))[:, : query.size(1)]

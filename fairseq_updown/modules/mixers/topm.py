@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..compression import TokenMass
-from ..functional import full_precision, is_largest, merge_heads, split_heads
+from ..functional import full_precision, is_largest, merge_heads
 from .base import State
 from .full import FullAttention
 
@@ -36,10 +36,7 @@ class TopMAttention(FullAttention):
     ) -> Tuple[Tensor, State]:
         if x.size(1) <= self.settings.size:
             return super().forward(x, padding_mask, mass, state)
-        query, key, value = (
-            split_heads(t, self.num_heads)
-            for t in (self.q_proj(x) * self.scaling, self.k_proj(x), self.v_proj(x))
-        )
+        query, key, value = self.project_heads(x)
         bias = self.key_bias(mass, padding_mask)
         size, dropout = self.settings.size, self.attention_dropout
         logits_per_query = query.size(0) * query.size(1) * key.size(2)

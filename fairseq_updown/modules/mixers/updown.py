@@ -8,12 +8,11 @@ from torch import Tensor
 from ..block_attention import BlockKeys, attend_beside_slots
 from ..compression import BlockCompressor, CompressedBlocks, TokenMass
 from ..functional import (
-    MASKED_LOGIT,
     attend,
-    full_precision,
     merge_heads,
-    pad_to_multiple,
+    real_lengths,
     split_heads,
+    to_blocks,
 )
 from .base import AttentionMixer, Settings, State
 
@@ -53,51 +52,32 @@ class EncoderSelfAttention(AttentionMixer):
             heads = (split_heads(t, self.num_heads) for t in (query, key, value))
             out = attend(*heads, key_bias=bias, dropout=dropout)
             return self.project_out(merge_heads(out)), ()
-        blocks, query, key, value = (self.to_blocks(t) for t in (x, query, key, value))
-        bias = self.bias_blocks(bias, x)
+        blocks, query, key, value = (to_blocks(t, self.block_size) for t in (x, query, key, value))
+        bias = self.bias_blocks(bias, x, self.block_size)
         if self.compressor is None:
             heads = (split_heads(t.flatten(0, 1), self.num_heads) for t in (query, key, value))
             bias = bias.flatten(0, 1) if bias is not None else None
             out = merge_heads(attend(*heads, key_bias=bias, dropout=dropout)).view(query.shape)
         else:
             before = CompressedBlocks(*state) if state else None
-            state = compressed = self.compress(blocks, padding_mask, mass, before, x.size(1))
+            state = compressed = self.compress(blocks, real_lengths(x, padding_mask), mass, before)
             keys = BlockKeys(key, value, bias, *self.project_slots(compressed))
             out = attend_beside_slots(query, keys, self.num_heads, dropout)
         return self.project_out(out.flatten(1, 2)[:, : x.size(1)]), state
 
-    def to_blocks(self, x: Tensor) -> Tensor:
-        """`(bsz, length, *)` -> `(bsz, num_blocks, block_size, *)`, the last block filled up."""
-        return pad_to_multiple(x, self.block_size, dim=1).unflatten(1, (-1, self.block_size))
-
-    def bias_blocks(self, bias: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
-        """The keys' bias `(bsz, num_blocks, num_heads or 1, block_size)`, filling hidden; None if
-        there is nothing to hide and nothing to weigh."""
-        if bias is None:
-            if x.size(1) % self.block_size == 0:
-                return None
-            dtype = full_precision(self.count_bias.score_slope).dtype
-            bias = torch.zeros(x.size(0), 1, x.size(1), dtype=dtype, device=x.device)
-        bias = pad_to_multiple(bias, self.block_size, dim=2, value=MASKED_LOGIT)
-        return bias.unflatten(2, (-1, self.block_size)).transpose(1, 2)
-
     def compress(
         self,
         blocks: Tensor,
-        padding_mask: Optional[Tensor],
+        lengths: Tensor,
         mass: Optional[TokenMass],
         state: Optional[CompressedBlocks],
-        length: int,
     ) -> CompressedBlocks:
-        """Up: blocks are `(bsz, num_blocks, block_size, embed_dim)`."""
+        """Up: blocks are `(bsz, num_blocks, block_size, embed_dim)`, lengths `(bsz or 1,)`."""
         assert self.compressor is not None
         bsz, num_blocks, block_size, _ = blocks.shape
-        if padding_mask is None:
-            lengths = torch.full((bsz,), length, device=blocks.device)
-        else:
-            lengths = padding_mask.size(1) - padding_mask.sum(dim=1)
         starts = torch.arange(num_blocks, device=blocks.device) * block_size
         block_lengths = (lengths.unsqueeze(1) - starts).clamp(min=0, max=block_size)
-        counts = self.to_blocks(mass.counts) if mass is not None else None
+        block_lengths = block_lengths.expand(bsz, -1)
+        counts = to_blocks(mass.counts, self.block_size) if mass is not None else None
         mean_logit = self.mean_logit(blocks, block_lengths)
         return self.compressor(blocks, *mean_logit, block_lengths, counts, state)

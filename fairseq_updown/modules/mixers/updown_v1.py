@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..compression import TokenMass
-from ..functional import attend, full_precision, merge_heads, split_heads
+from ..functional import full_precision, real_lengths
 from ..pooling import combine, sum_by_slot
 from .base import AttentionMixer, State
 
@@ -42,13 +42,7 @@ class ExchangeAttention(AttentionMixer):
             exchanged = x + self.k_proj(x).sigmoid() * (g - x)
             h = g + self.q_proj(g).sigmoid() * (exchanged - g)
         else:
-            query, key, value = (
-                split_heads(t, self.num_heads)
-                for t in (self.q_proj(x) * self.scaling, self.k_proj(x), self.v_proj(x))
-            )
-            bias = self.key_bias(mass, padding_mask)
-            heads = attend(query, key, value, key_bias=bias, dropout=self.attention_dropout)
-            h = merge_heads(heads)
+            h = self.attend_to_all(x, self.key_bias(mass, padding_mask))
         return self.project_out(h), (h,)
 
     def pool(self, h: Tensor, padding_mask: Optional[Tensor], mass: Optional[TokenMass]) -> Tensor:
@@ -56,10 +50,7 @@ class ExchangeAttention(AttentionMixer):
         bsz, length, embed_dim = h.shape
         num_cells = self.settings.size
         position = torch.arange(length, device=h.device).expand(bsz, length)
-        if padding_mask is None:
-            lengths = position.new_full((bsz, 1), length)
-        else:
-            lengths = length - padding_mask.sum(dim=1, keepdim=True)
+        lengths = real_lengths(h, padding_mask).unsqueeze(1)
         # Pads come after the last cell, where `combine` and `sum_by_slot` leave them out.
         cell = (position * num_cells // lengths.clamp(min=1)).clamp(max=num_cells)
         values = full_precision(h)

@@ -65,10 +65,7 @@ class CachedTopkAttention(AttentionMixer):
     ) -> Tuple[Tensor, State]:
         """The state is S `(bsz, num_heads, length, k)` long, log(w / e^b) of the same shape, and V~
         `(bsz, num_heads, length, head_dim)`."""
-        query, key, value = (
-            split_heads(t, self.num_heads)
-            for t in (self.q_proj(x) * self.scaling, self.k_proj(x), self.v_proj(x))
-        )
+        query, key, value = self.project_heads(x)
         bias = self.key_bias(mass, padding_mask)
         if state:
             indices, prior, cached = state

@@ -11,6 +11,46 @@ step() {
     echo "== $*" >&2
 }
 
+# parse_options VALUED SWITCHES ARGUMENT...: sets the variable of each option that is given
+# (--vocab-size N: vocab_size=N; a switch: 1), shows --help, and leaves in the array `rest` what
+# stands after --.
+parse_options() {
+    local valued=" $1 " switches=" $2 " name
+    shift 2
+    rest=()
+    while (($#)); do
+        case $1 in
+            -h | --help)
+                usage
+                exit 0
+                ;;
+            --)
+                shift
+                rest=("$@")
+                return
+                ;;
+        esac
+        name=${1#--}
+        name=${name//-/_}
+        if [[ $valued == *" $1 "* ]]; then
+            (($# > 1)) || die "$1 needs a value; see --help"
+            printf -v "$name" '%s' "$2"
+            shift
+        elif [[ $1 && $switches == *" $1 "* ]]; then
+            printf -v "$name" 1
+        else
+            die "unknown option $1; see --help (options of the program that this runs go after --)"
+        fi
+        shift
+    done
+}
+
+# words FILE: the words of a file of options, one a line; quotes hold words together, lines that
+# begin with # are comments.
+words() {
+    grep -v '^#' "$1" | xargs printf '%s\n'
+}
+
 # need_tools TOOL...: the programs must be there, and so must the plugin; sets user_dir.
 need_tools() {
     local tool

@@ -33,30 +33,24 @@ versions and plugin source, is not measured again.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import gc
-import hashlib
 import json
-import os
-import platform
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import benchmark_limits as limits
 import benchmark_plot as plot
 import torch
 from benchmark_limits import Runner, Setup, Work
 from benchmark_plot import Figures
-from common import UserError, check_writable, positive, progress, to_json, write_atomic
-from fairseq import __version__ as fairseq_version
+from common import UserError, check_writable, positive, progress, write_atomic
 from fairseq.models import ARCH_MODEL_REGISTRY
-
-import fairseq_updown
+from figure_store import Store, machine
+from fresh_process import OutOfMemory, alone, available_mib, guard_memory
 
 ARCHITECTURES = ("transformer", "updown_transformer_arxiv", "updown_transformer_early",
                  "updown_transformer_pyramidion", "updown_transformer_blockwise")  # fmt: skip
@@ -78,10 +72,10 @@ def time_rounds(figures: Figures, work: Work, setup: Setup, repeats: int, row_se
     runners: dict[str, Runner] = {}
     fitting = [arch for arch, found in figures.items() if found]
     for arch in progress(fitting, f"{work.src_len}: warming up"):
-        with suppress(limits.OutOfMemory):
-            runners[arch] = limits.guard_memory(partial(limits.warm_runner, arch, work, setup))
+        with suppress(OutOfMemory):
+            runners[arch] = guard_memory(partial(limits.warm_runner, arch, work, setup))
     for arch in list(runners):
-        if figures[arch]["added_mib"] > limits.available_mib(setup.device):
+        if figures[arch]["added_mib"] > available_mib(setup.device):
             del runners[arch]
     start = time.perf_counter()
     for number in progress(range(repeats), f"{work.src_len}: {work.kind}"):
@@ -89,8 +83,8 @@ def time_rounds(figures: Figures, work: Work, setup: Setup, repeats: int, row_se
             break
         for arch in list(runners):
             try:
-                found = limits.guard_memory(runners[arch].timed)
-            except limits.OutOfMemory:
+                found = guard_memory(runners[arch].timed)
+            except OutOfMemory:
                 del runners[arch]
                 figures[arch].pop("seconds", None)
                 release()
@@ -106,8 +100,8 @@ def measure(
     figures: Figures = {}
     for arch in progress(architectures, f"{work.src_len}: memory"):
         try:
-            figures[arch] = limits.alone(setup.device, limits.inspect, arch, work, setup)
-        except limits.OutOfMemory:
+            figures[arch] = alone(setup.device, limits.inspect, arch, work, setup)
+        except OutOfMemory:
             figures[arch] = {}
         release()
     time_rounds(figures, work, setup, repeats, row_seconds)
@@ -131,8 +125,8 @@ def longest_source(arch: str, gigabytes: int, setup: Setup, tgt_len: int) -> int
     def fits(units: int) -> bool:
         work = Work("train", 1, units * LONGEST_UNIT, tgt_len)
         fitted = False
-        with suppress(limits.OutOfMemory):
-            limits.guard_memory(lambda: limits.warm_runner(arch, work, setup).run())
+        with suppress(OutOfMemory):
+            guard_memory(lambda: limits.warm_runner(arch, work, setup).run())
             fitted = True
         release()
         return fitted
@@ -164,94 +158,6 @@ def profile(architectures: Sequence[str], work: Work, setup: Setup) -> str:
         del runner
         release()
     return "\n".join(parts)
-
-
-class Store:
-    """Figures by a key that says all they depend on, kept in a JSON file where one is given.
-
-    Several processes may fill the same file.
-
-    Args:
-        kind: what the file says it is; any other file is left alone.
-    """
-
-    def __init__(self, path: Path | None, kind: str = KIND) -> None:
-        self.path, self.kind = path, kind
-        self.rows: list[dict[str, Any]] = []
-        self.read()
-
-    def read(self) -> None:
-        """Takes over what the file holds now.
-
-        Raises:
-            UserError: it is of another kind.
-        """
-        path = self.path
-        if path is None or not path.exists():
-            return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = None
-        if not isinstance(found, dict) or found.get("kind") != self.kind:
-            raise UserError(f"--json {path} exists and is no {self.kind}: it is left alone; "
-                            "give another file")  # fmt: skip
-        self.rows = found["rows"]
-
-    def get(self, key: dict[str, Any], measured: Any) -> Any:
-        """The figures of this key; those not there yet are ``measured()`` and saved."""
-        for row in self.rows:
-            if row["key"] == key:
-                return row["figures"]
-        figures = measured()
-        self.put(key, figures)
-        return figures
-
-    def put(self, key: dict[str, Any], figures: Any) -> None:
-        """Saves a row beside those that others saved meanwhile; the same key's is replaced."""
-        with self._locked():
-            self.read()
-            self.rows = [row for row in self.rows if row["key"] != key]
-            self.rows.append({"key": key, "figures": figures})
-            if self.path:
-                write_atomic(self.path, to_json({"kind": self.kind, "rows": self.rows}))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time; the folder is locked, since the file itself is replaced."""
-        if self.path is None:
-            yield
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
-
-
-@cache  # the sources may change while they run
-def machine(device: str) -> dict[str, str]:
-    """The machine and the versions that figures depend on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":")[1].strip() if names else cpu
-    plugin = Path(fairseq_updown.__file__).parent
-    sources = b"".join(path.read_bytes() for path in sorted(plugin.rglob("*.py")))
-    return {
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
-        "cpu": cpu,
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "fairseq": fairseq_version,
-        "plugin source": hashlib.sha256(sources).hexdigest()[:12],
-    }
 
 
 def works(section: str, args: argparse.Namespace) -> list[Work]:
@@ -310,7 +216,7 @@ def print_limits(rows: dict[str, Rows], args: argparse.Namespace, store: Store) 
 
 def run(args: argparse.Namespace) -> None:
     """All sections, then what is drawn from them, then what only GPUs do."""
-    store = Store(args.json)
+    store = Store(args.json, KIND)
     setup = Setup(args.device, args.dtype)
     architectures = args.architectures or list(ARCHITECTURES)
     print(f"{json.dumps(machine(args.device))}\n\nMedians of up to {args.repeats} interleaved "

@@ -1,4 +1,4 @@
-"""The work that is measured, and what bounds it: operations and bytes, the machine's rates, memory.
+"""The work that is measured, and what bounds it: operations and bytes, and the machine's rates.
 
 A :class:`Runner` does one :class:`Work`; :func:`inspect` says what it takes, apart from time.
 """
@@ -6,21 +6,14 @@ A :class:`Runner` does one :class:`Work`; :func:`inspect` says what it takes, ap
 from __future__ import annotations
 
 import json
-import os
-import signal
 import statistics
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from multiprocessing import active_children, get_context
-from multiprocessing.context import BaseContext
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import common  # noqa: F401  quietens fairseq, which must come later
 import torch
@@ -28,13 +21,12 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import SequenceGenerator
+from fresh_process import MemoryMeter
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import fairseq_updown  # noqa: F401  registers the architectures
-
-T = TypeVar("T")
 
 _ATEN = torch.ops.aten
 # torch counts the operations of the attention kernels for GPUs, not of the one for CPUs.
@@ -53,13 +45,8 @@ if hasattr(torch.ops.mkl, "_mkl_linear"):  # by a packed weight, in decoding ste
     )
 SHAPES = {"cpu": [(8192, 512, 2048), (2048,) * 3], "cuda": [(16384, 512, 2048), (8192,) * 3]}
 BUFFER = {"cpu": 2**28, "cuda": 2**30}  # float32 numbers: 1 GiB and 4 GiB, far above any cache
-MIB = 2**20
 VOCABULARY = 10_000
 WARM_UP = 512
-
-
-class OutOfMemory(Exception):
-    """The work does not fit into the memory there is."""
 
 
 @dataclass(frozen=True)
@@ -247,101 +234,6 @@ def count_decoding_step(model: Any, prefix: int) -> WorkCounter:
 
     model.decoder.forward = counted
     return counter
-
-
-class MemoryMeter:
-    """Memory from its making on: resident in the process (CPU, Linux), or allocated (GPU)."""
-
-    def __init__(self, device: str) -> None:
-        self.cuda = device == "cuda"
-        if self.cuda:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated() / MIB
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-            self.before = _kib("/proc/self/status", "VmRSS") / 1024
-
-    def figures(self) -> dict[str, float]:
-        """The peak, and what it has over the memory at the beginning, in MiB."""
-        if self.cuda:
-            peak = torch.cuda.max_memory_allocated() / MIB
-        else:
-            peak = _kib("/proc/self/status", "VmHWM") / 1024
-        return {"peak_mib": peak, "added_mib": peak - self.before}
-
-
-def available_mib(device: str) -> float:
-    """Memory that can still be taken."""
-    if device == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-        held = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return (free + held) / MIB
-    return _kib("/proc/meminfo", "MemAvailable") / 1024
-
-
-def _kib(file: str, field: str) -> int:
-    lines = Path(file).read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
-def guard_memory(action: Callable[[], T]) -> T:
-    """Calls ``action``; what says that memory ran out becomes :class:`OutOfMemory`."""
-    try:
-        return action()
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemory(str(error)) from None
-    except RuntimeError as error:  # torch's allocator on CPUs
-        if "allocate memory" not in str(error):
-            raise
-        raise OutOfMemory(str(error)) from None
-
-
-def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
-    """Calls ``function`` in a new process, forked from one that has only imported the modules.
-
-    Raises:
-        OutOfMemory: an allocation failed, or the process was killed, as the kernel does then.
-    """
-    with ProcessPoolExecutor(1, mp_context=_server()) as pool:
-        future = pool.submit(function, *arguments)
-        workers = list((pool._processes or {}).values())
-        try:
-            return guard_memory(future.result)
-        except BrokenProcessPool as error:
-            for worker in workers:
-                worker.join()
-            if any(worker.exitcode == -signal.SIGKILL for worker in workers):
-                raise OutOfMemory("the process was killed") from error
-            raise RuntimeError("the process ended early; its own error is above") from error
-        except KeyboardInterrupt:  # or it would be waited for
-            for child in active_children():
-                child.kill()
-            raise
-
-
-def alone(device: str, function: Callable[..., T], *arguments: Any) -> T:
-    """Calls ``function`` where its memory can be measured: for a CPU, in a fresh process.
-
-    Raises:
-        OutOfMemory: see :func:`guard_memory` and :func:`in_fresh_process`.
-    """
-    if device == "cpu":
-        return in_fresh_process(function, *arguments)
-    return guard_memory(partial(function, *arguments))
-
-
-@cache
-def _server() -> BaseContext:
-    """Processes that fork from a server, which imports this module by way of PYTHONPATH."""
-    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
-    os.environ["PYTHONSAFEPATH"] = "1"  # not from the current folder, which may have a common.py
-    context = get_context("forkserver")
-    # What an optimizer imports at its first step is no memory of that step.
-    context.set_forkserver_preload([__name__, "torch._dynamo"])
-    return context
 
 
 def synchronize(device: str) -> None:

@@ -13,8 +13,8 @@ Sections:
                  half of a source, asked for at its end, after --recall-updates over all
                  --recall-lengths in turn
     summaries    ROUGE-L on the quickstart's data, trained and tested as compare_quality.py does,
-                 without a pyramid
-    translation  BLEU on the data of examples/translation, trained and tested as there
+                 without a pyramid, and the validation set's negative log-likelihood (nll)
+    translation  BLEU on the data of examples/translation, trained and tested as there, and nll
 
 A mixer is a name of the registry, or NAME=SIZE for one with --updown-mixer-size. The mixers of a
 section differ in nothing else: same batches, same number of updates, same decoder. Only --seeds
@@ -40,7 +40,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import benchmark
 import mixer_runs
 import mixer_table
 import torch
@@ -52,6 +51,7 @@ from common import (
     write_atomic,
 )
 from fairseq.models import ARCH_CONFIG_REGISTRY
+from figure_store import Store
 from mixer_rows import Row
 from mixer_runs import SECTIONS
 
@@ -67,7 +67,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def stored(store: benchmark.Store, row: Row, environment: Any = None) -> dict[str, Any] | None:
+def stored(store: Store, row: Row, environment: Any = None) -> dict[str, Any] | None:
     """The newest figures of a row, in a given environment or in any; with their key."""
     configuration = row.configuration()
     for found in reversed(store.rows):
@@ -77,7 +77,7 @@ def stored(store: benchmark.Store, row: Row, environment: Any = None) -> dict[st
     return None
 
 
-def measure(rows: Sequence[Row], store: benchmark.Store, args: argparse.Namespace) -> None:
+def measure(rows: Sequence[Row], store: Store, args: argparse.Namespace) -> None:
     """Measures what the store does not have, and saves each row when done."""
     keys = {row.label(): mixer_runs.key(row, args) for row in rows}  # sources may change meanwhile
 
@@ -109,7 +109,7 @@ def brief(row: Row, figures: dict[str, Any]) -> str:
     return json.dumps(figures["accuracy" if row.section == "recall" else "test"])
 
 
-def show(rows: Sequence[Row], store: benchmark.Store, args: argparse.Namespace) -> None:
+def show(rows: Sequence[Row], store: Store, args: argparse.Namespace) -> None:
     """Prints what the store has of these rows, and draws it.
 
     Raises:
@@ -164,7 +164,9 @@ def budget(args: argparse.Namespace) -> str:
         parts.append(f"recall after {args.recall_updates:,} updates over all its lengths")
     for name, (head, _) in mixer_table.SCORES.items():
         if name in args.sections:
-            parts.append(f"{head} on the test set after {mixer_runs.updates(name, args):,} updates")
+            updates = mixer_runs.updates(name, args)
+            parts.append(f"{head} on the test set and nll in bits a piece on the validation set of "
+                         f"{name} after {updates:,} updates")  # fmt: skip
     seeds = ", ".join(map(str, args.seeds))
     return f"{'; '.join(parts)}; seeds {seeds}: means ± half the range" if parts else ""
 
@@ -320,7 +322,7 @@ def check_data(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    store = benchmark.Store(args.json, KIND)
+    store = Store(args.json, KIND)
     rows = [row for section in args.sections for row in SECTIONS[section].rows(args)]
     if not args.table:
         measure(rows, store, args)

@@ -13,39 +13,35 @@ from typing import Any, NamedTuple
 import benchmark
 import benchmark_limits as limits
 import compare_quality
+import fresh_process
 import mixer_rows
 import recall
 import score_summaries
 import torch
 from benchmark_limits import Setup, Work
 from common import UserError, progress, read_lines
+from figure_store import machine
 from mixer_rows import Row
 from sacrebleu.metrics import BLEU, CHRF
 
 SMALL = compare_quality.SIZES["small"]
 RECALL_BLOCK = 16
 
-# The model and training of examples/translation/run.sh without --gpu.
-TRANSLATION = (
-    "--task translation --arch updown_transformer_iwslt_de_en --share-all-embeddings "
-    "--encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 192 --decoder-embed-dim 192 "
-    "--encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512 --encoder-attention-heads 4 "
-    "--decoder-attention-heads 4 --max-tokens 1800 --dropout 0.1 "
-    "--updown-block-size 16 --updown-slots 4 --updown-decoder-block-size 16 "
-    "--updown-decoder-slots 4 --updown-pool-layers '' --required-batch-size-multiple 1 "
-    "--optimizer adam --adam-betas '(0.9, 0.98)' --weight-decay 0.0001 --clip-norm 1.0 "
-    "--lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 1000 --warmup-init-lr 1e-7 "
-    "--criterion label_smoothed_cross_entropy --label-smoothing 0.1"
-)
-TRANSLATION_TEST = (
-    "--task translation --beam 5 --lenpen 1.0 --max-tokens 4096 "
-    "--required-batch-size-multiple 1 --remove-bpe sentencepiece"
-)
+TRANSLATION = Path(__file__).resolve().parents[1] / "examples" / "translation"
+
+
+def recipe_options(*names: str) -> list[str]:
+    """The options of fairseq's programs in files of examples/translation."""
+    return [
+        word
+        for name in names
+        for word in shlex.split((TRANSLATION / name).read_text(encoding="utf-8"), comments=True)
+    ]
 
 
 def failure(error: Exception) -> dict[str, str]:
     """The figures of a row that could not be measured: why."""
-    if isinstance(error, limits.OutOfMemory):
+    if isinstance(error, fresh_process.OutOfMemory):
         return {"failed": "out of memory"}
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return {"failed": f"{kind}{error}"[:500]}
@@ -72,7 +68,7 @@ def inspect(arch: str, work: Work, setup: Setup) -> dict[str, float]:
 @cache
 def inspect_stock(arch: str, work: Work, setup: Setup) -> dict[str, float]:
     """:func:`inspect`, once for all groups of mixers."""
-    return limits.alone(setup.device, inspect, arch, work, setup)
+    return fresh_process.alone(setup.device, inspect, arch, work, setup)
 
 
 def measure_cost(rows: Sequence[Row], args: Namespace) -> list[dict[str, Any]]:
@@ -97,7 +93,7 @@ def measure_cost(rows: Sequence[Row], args: Namespace) -> list[dict[str, Any]]:
             if arch == args.stock:
                 figures[arch] = dict(inspect_stock(arch, work, setup))
             else:
-                figures[arch] = limits.alone(setup.device, inspect, arch, work, setup)
+                figures[arch] = fresh_process.alone(setup.device, inspect, arch, work, setup)
         except Exception as error:
             figures[arch] = failure(error)
         benchmark.release()
@@ -141,7 +137,7 @@ def measure_recall(rows: Sequence[Row], args: Namespace) -> list[dict[str, Any]]
     """Accuracy on the recall task, see :func:`recall.scattered_examples`."""
     (row,) = rows
     options = {"updown_block_size": RECALL_BLOCK, **mixer_rows.options(row.mixer)}
-    return [limits.in_fresh_process(learn_recall, options, row.task, row.seed)]
+    return [fresh_process.in_fresh_process(learn_recall, options, row.task, row.seed)]
 
 
 # -------------------------------------------------------------------- trainings with fairseq-train
@@ -161,7 +157,7 @@ class TranslationRun(MixerRun):
     def options(self) -> list[str]:
         updates = ["--max-update", str(self.args.updates), "--seed", str(self.seed)]
         own = mixer_rows.flags(mixer_rows.options(self.system))
-        return [*shlex.split(TRANSLATION), *own, *updates, *self.args.extra]
+        return [*recipe_options("training.txt", "small.txt"), *own, *updates, *self.args.extra]
 
     def languages(self) -> list[str]:
         source, target = language_pair(self.args.data)
@@ -175,7 +171,7 @@ class TranslationRun(MixerRun):
         self.call(
             "fairseq-generate", self.folder / "generate.log", *self.languages(),
             *("--path", checkpoint, "--results-path", str(self.folder)),
-            *shlex.split(TRANSLATION_TEST),
+            *recipe_options("generation.txt"),
         )  # fmt: skip
         return score_translations(self.folder / "generate-test.txt", references(self.args.data))
 
@@ -240,13 +236,16 @@ def training(section: str, mixer: str, seed: int, args: Namespace) -> compare_qu
 def training_rows(section: str, args: Namespace) -> list[Row]:
     """One row for each seed and mixer."""
     rows = []
+    test: Any = SMALL["generation"]
+    if section == "translation":
+        test = recipe_options("generation.txt")
     for seed in args.seeds:
         for mixer in args.mixers:
             task = {
                 "updates": updates(section, args),
                 "validations": args.validations,
                 "options": training(section, mixer, seed, args).options(),
-                "test": SMALL["generation"] if section == "summaries" else TRANSLATION_TEST,
+                "test": test,
                 "device": args.device,
             }
             rows.append(Row(section, mixer, seed=seed, task=task))
@@ -293,9 +292,7 @@ SECTIONS = {
 def key(row: Row, args: Namespace) -> dict[str, Any]:
     """All that a row's figures depend on."""
     environment = {
-        name: value
-        for name, value in benchmark.machine(args.device).items()
-        if name != "plugin source"
+        name: value for name, value in machine(args.device).items() if name != "plugin source"
     }
     more = []
     if row.section == "recall":

@@ -66,6 +66,11 @@ def score(figures: dict[str, Any], name: str) -> float:
     return figures["test"][name]
 
 
+def nll(figures: dict[str, Any]) -> float:
+    """Negative log-likelihood a piece on the validation set after training, in bits."""
+    return figures["train"]["curve"][-1][1]
+
+
 def columns(measured: Measured) -> list[Column]:
     """All columns that the rows give rise to."""
 
@@ -83,6 +88,9 @@ def columns(measured: Measured) -> list[Column]:
     def score_text(name: str) -> Callable[[list[dict[str, Any]]], str]:
         return lambda found: cell([score(figures, name) for figures in found])
 
+    def nll_text(found: list[dict[str, Any]]) -> str:
+        return cell([nll(figures) for figures in found], digits=3)
+
     lengths = cost_lengths(measured)
     found: list[Column] = []
     if lengths:
@@ -96,6 +104,7 @@ def columns(measured: Measured) -> list[Column]:
     for section, (head, name) in SCORES.items():
         if of_section(measured, section):
             found.append(Column(section, head, lambda row: True, score_text(name)))
+            found.append(Column(section, f"nll, {section}", lambda row: True, nll_text))
     return found
 
 

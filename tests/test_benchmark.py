@@ -10,10 +10,12 @@ from typing import Any, Dict, List, Tuple
 import benchmark
 import benchmark_limits
 import benchmark_plot
+import fresh_process
 import pytest
 import torch
 from benchmark_limits import Runner, Setup, Work
 from commands import run
+from fresh_process import OutOfMemory, in_fresh_process
 
 from fairseq_updown.modules import step_linear
 
@@ -78,13 +80,13 @@ def test_what_does_not_fit_into_memory_is_said_and_the_rest_goes_on(
 ) -> None:
     def inspect(function: Any, arch: str, work: Work, setup: Setup) -> Dict[str, float]:
         if arch == STOCK:
-            raise benchmark_limits.OutOfMemory("the process was killed")
+            raise OutOfMemory("the process was killed")
         return {"peak_mib": 200.0, "added_mib": 10.0, "flops": 1.0}
 
     def allocate(runner: Runner) -> None:
         torch.empty(2**60)
 
-    monkeypatch.setattr(benchmark_limits, "in_fresh_process", inspect)
+    monkeypatch.setattr(fresh_process, "in_fresh_process", inspect)
     monkeypatch.setattr(
         benchmark_limits, "measured_rates", lambda *_: {"flops_per_s": 1.0, "bytes_per_s": 1.0}
     )
@@ -100,21 +102,19 @@ def test_what_does_not_fit_into_memory_is_said_and_the_rest_goes_on(
 
 
 def test_a_killed_process_and_a_failed_allocation_are_out_of_memory() -> None:
-    with pytest.raises(benchmark_limits.OutOfMemory, match="killed"):
-        benchmark_limits.in_fresh_process(signal.raise_signal, signal.SIGKILL)
+    with pytest.raises(OutOfMemory, match="killed"):
+        in_fresh_process(signal.raise_signal, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="ended early"):
-        benchmark_limits.in_fresh_process(os._exit, 1)
-    with pytest.raises(benchmark_limits.OutOfMemory, match="allocate"):
-        benchmark_limits.in_fresh_process(torch.empty, 2**60)
+        in_fresh_process(os._exit, 1)
+    with pytest.raises(OutOfMemory, match="allocate"):
+        in_fresh_process(torch.empty, 2**60)
     with pytest.raises(RuntimeError, match="negative"):
-        benchmark_limits.in_fresh_process(torch.empty, -1)
+        in_fresh_process(torch.empty, -1)
 
 
 def test_peak_memory_grows_with_length() -> None:
     short, long = (
-        benchmark_limits.in_fresh_process(
-            benchmark_limits.inspect, OURS, Work("train", 1, length, 8), CPU
-        )
+        in_fresh_process(benchmark_limits.inspect, OURS, Work("train", 1, length, 8), CPU)
         for length in (16, 4096)
     )
     assert long["added_mib"] > short["added_mib"] + 10

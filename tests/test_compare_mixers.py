@@ -11,11 +11,8 @@ import mixer_rows
 import mixer_runs
 import mixer_table
 import pytest
-import recall
-import torch
 from compare_mixers import KIND
-from hypothesis import given
-from hypothesis import strategies as st
+from figure_store import Store
 from mixer_rows import MIXER_FILES, PLUGIN, Row
 
 from fairseq_updown.modules.mixers import MIXERS
@@ -167,7 +164,7 @@ def test_a_mixer_that_is_refused_leaves_the_others_their_figures(
         for arch in figures:
             figures[arch]["seconds"] = [0.5 if "updown" in arch else 2.0]
 
-    monkeypatch.setattr(mixer_runs.limits, "alone", alone)
+    monkeypatch.setattr(mixer_runs.fresh_process, "alone", alone)
     monkeypatch.setattr(benchmark, "time_rounds", time_rounds)
     mixer_runs.inspect_stock.cache_clear()
     assert call(tmp_path, "--sections", "cost", "--lengths", "16") == 0
@@ -180,11 +177,11 @@ def test_a_mixer_that_is_refused_leaves_the_others_their_figures(
 
 def test_several_processes_fill_one_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
-    one, other = (benchmark.Store(path, KIND) for _ in range(2))
+    one, other = (Store(path, KIND) for _ in range(2))
     one.put({"row": 1}, "a")
     other.put({"row": 2}, "b")
     one.put({"row": 1}, "c")
-    found = benchmark.Store(path, KIND).rows
+    found = Store(path, KIND).rows
     assert {row["key"]["row"]: row["figures"] for row in found} == {1: "c", 2: "b"}
 
 
@@ -268,73 +265,7 @@ def test_costs_of_one_length_are_timed_together_and_all_else_alone() -> None:
     ]
 
 
-# ------------------------------------------------------------------------------ table and picture
-
-
-def example() -> List[Tuple[Row, Dict[str, Any]]]:
-    stock = {"seconds": [2.0, 2.0], "parameters": 5e7, "added_mib": 900.0}
-    rows: List[Tuple[Row, Dict[str, Any]]] = []
-    for mixer, seconds in (("full", 2.0), ("flow", 0.5), ("luna", 1.0)):
-        own = {"seconds": [seconds] * 3, "parameters": 4e7, "added_mib": 1200.0, "stock": stock}
-        rows.append((Row("cost", mixer, 512, task={"stock": "transformer"}), own))
-    for seed, gain in ((1, 0.0), (2, 1.0)):
-        for mixer, score in (("full", 19.0), ("flow", 16.0), ("luna", 15.0)):
-            test = {"rougeL": score + gain}
-            rows.append((Row("summaries", mixer, seed=seed), {"test": test}))
-    rows.append((Row("summaries", "csp", seed=1), {"failed": "out of memory"}))
-    return rows
-
-
-def test_table_has_means_over_seeds_ratios_and_what_failed() -> None:
-    lines = mixer_table.table(example(), ["full", "flow", "csp"]).splitlines()
-    assert lines[0] == "| mixer | parameters | step, 512 | peak, 512 | ROUGE-L |"
-    assert lines[2:6] == [
-        "| `transformer`, stock | 50.0M | 2 s | 900 MiB |  |",
-        "| `full` | 40.0M | 2 s (1.00x) | 1,200 MiB | 19.50 ±0.50 |",
-        "| `flow` | 40.0M | 500 ms (4.00x) | 1,200 MiB | 16.50 ±0.50 |",
-        "| `csp` | not run | not run | not run | out of memory |",
-    ]
-    assert lines[-1] == "- summaries: csp, seed 1: out of memory"
-
-
-def test_front_holds_what_nothing_else_beats_and_the_picture_is_drawn() -> None:
-    (panel,) = mixer_table.panels(example())
-    assert panel.points["flow"] == (0.25, [16.0, 17.0])
-    assert panel.front() == ["flow", "full"]
-    assert mixer_table.fronts(example()) == "- ROUGE-L: `flow`, `full`"
-    assert mixer_table.picture([panel], "title").startswith(b"\x89PNG")
-    assert mixer_table.panels(example()[3:]) == []  # no cost
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12))
-def test_front_covers_all_points_and_rises(points: List[Tuple[int, int]]) -> None:
-    named = {str(number): point for number, point in enumerate(points)}
-    front = mixer_table.pareto_front(named)
-    kept = [named[name] for name in front]
-    assert kept == sorted(kept)
-    assert [quality for _, quality in kept] == sorted(quality for _, quality in kept)
-    for cost, quality in points:
-        assert any(other <= cost and best >= quality for other, best in kept)
-
-
 # ------------------------------------------------------------------------------- tasks and scores
-
-
-@pytest.mark.parametrize("length", [16, 64])
-def test_scattered_pairs_stand_in_the_first_half_and_questions_at_the_end(length: int) -> None:
-    generator = torch.Generator().manual_seed(3)
-    source, target = recall.scattered_examples(generator, 20, length)
-    assert source.shape == (20, length)
-    assert (source[:, length // 2 :] < recall.END).all()
-    for tokens, answers in zip(source.tolist(), target.tolist()):
-        pairs = [divmod(t - recall.END, recall.NUM_VALUES) for t in tokens if t >= recall.END]
-        assert sorted(key for key, _ in pairs) == list(range(recall.PARTS))
-        asked = [tokens[-2] - recall.ASK_A, tokens[-1] - recall.ASK_B]
-        assert [dict(pairs)[key] + recall.VALUE for key in asked] == answers
-
-
-def test_longer_sources_come_in_smaller_batches() -> None:
-    assert [task.bsz for task in recall.scattered_tasks([64, 256, 1024])] == [32, 16, 8]
 
 
 def test_translations_are_scored_in_the_order_of_the_references(tmp_path: Path) -> None:
@@ -367,7 +298,7 @@ def test_trainings_run_once_and_are_scored(
     ]
     assert call(tmp_path, *arguments) == 0
     printed = capsys.readouterr().out
-    assert f"| mixer | {mixer_table.SCORES[section][0]} |" in printed
+    assert f"| mixer | {mixer_table.SCORES[section][0]} | nll, {section} |" in printed
     assert "failed" not in printed
     (row,) = saved(tmp_path)
     assert row["figures"]["train"]["updates"] == 4

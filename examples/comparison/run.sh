@@ -25,25 +25,7 @@ EOF
 }
 
 work=comparison sections='cost recall summaries translation' summaries='' translation=''
-while (($#)); do
-    case $1 in
-        --work | --sections | --summaries | --translation)
-            (($# > 1)) || die "$1 needs a value; see --help"
-            printf -v "${1#--}" '%s' "$2"
-            shift
-            ;;
-        -h | --help)
-            usage
-            exit 0
-            ;;
-        --)
-            shift
-            break
-            ;;
-        *) die "unknown option $1; see --help (options of compare_mixers.py go after --)" ;;
-    esac
-    shift
-done
+parse_options "--work --sections --summaries --translation" "" "$@"
 for section in $sections; do
     case $section in
         cost | recall | summaries | translation) ;;
@@ -85,4 +67,4 @@ step "comparison: rows in $work/mixers.json"
 # shellcheck disable=SC2086  # one word a section
 python "$root/scripts/compare_mixers.py" --sections $sections --work "$work" \
     ${summaries:+--summaries "$summaries"} ${translation:+--translation "$translation"} \
-    "${drawing[@]}" "$@"
+    "${drawing[@]}" "${rest[@]}"

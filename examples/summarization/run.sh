@@ -25,26 +25,7 @@ EOF
 }
 
 system=arxiv tokens=4096 corpus='' data=summarization work='' updates='' seed=1 gpu=0
-while (($#)); do
-    case $1 in
-        --system | --tokens | --corpus | --data | --work | --updates | --seed)
-            (($# > 1)) || die "$1 needs a value; see --help"
-            printf -v "${1#--}" '%s' "$2"
-            shift
-            ;;
-        --gpu) gpu=1 ;;
-        -h | --help)
-            usage
-            exit 0
-            ;;
-        --)
-            shift
-            break
-            ;;
-        *) die "unknown option $1; see --help (options for fairseq-train go after --)" ;;
-    esac
-    shift
-done
+parse_options "--system --tokens --corpus --data --work --updates --seed" "--gpu" "$@"
 
 [[ $tokens =~ ^[1-9][0-9]*$ ]] || die "--tokens takes a number, not '$tokens'"
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed takes a number, not '$seed'"
@@ -81,7 +62,7 @@ mkdir -p "$data"
 
 # Only the number of updates may grow.
 claim_work "$work" "system $system" "tokens $tokens" "corpus $corpus" "seed $seed" \
-    "gpu $gpu" "extra $*"
+    "gpu $gpu" "extra ${rest[*]}"
 
 if [[ -d $corpus ]]; then
     step "corpus: $corpus is there"
@@ -117,7 +98,7 @@ else
         --max-update "$updates" --max-epoch 100000 \
         --validate-interval-updates "$interval" --save-interval-updates "$interval" \
         --keep-interval-updates 1 --no-epoch-checkpoints --save-dir "$checkpoints" \
-        --seed "$seed" --log-format simple --log-interval 25 "$@"
+        --seed "$seed" --log-format simple --log-interval 25 "${rest[@]}"
     echo "$updates" >"$checkpoints/updates"
 fi
 

@@ -35,28 +35,7 @@ vocab_size=${VOCAB_SIZE:-8000}
 seed=${SEED:-1}
 gpu=${GPU:-0}
 
-while (($#)); do
-    case $1 in
-        --lang | --from-text | --work | --data | --updates | --vocab-size | --seed)
-            (($# > 1)) || die "$1 needs a value; see --help"
-            name=${1#--}
-            printf -v "${name//-/_}" '%s' "$2"
-            shift
-            ;;
-        --reverse) reverse=1 ;;
-        --gpu) gpu=1 ;;
-        -h | --help)
-            usage
-            exit 0
-            ;;
-        --)
-            shift
-            break
-            ;;
-        *) die "unknown option $1; see --help (options for fairseq-train go after --)" ;;
-    esac
-    shift
-done
+parse_options "--lang --from-text --work --data --updates --vocab-size --seed" "--reverse --gpu" "$@"
 
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed takes a number, not '$seed'"
 [[ -z $updates || $updates =~ ^[1-9][0-9]*$ ]] || die "--updates takes a number, not '$updates'"
@@ -74,28 +53,17 @@ if [[ $reverse == 1 ]]; then
     swap=$source_lang source_lang=$target_lang target_lang=$swap
 fi
 
-# d 192 and batches of 1,800 tokens suit a few CPU cores. Blocks of 16 pieces with 4 slots each are
-# shorter than most segments, so the compression is at work even though the text is short.
+# Both are the options of fairseq-train that do not depend on the data; compare_mixers.py reads
+# training.txt and small.txt too.
+here=$(dirname "${BASH_SOURCE[0]}")
 if [[ $gpu == 1 ]]; then
     size=(--fp16 --max-tokens 8192 --lr 7e-4 --warmup-updates 4000 --dropout 0.3)
     updates=${updates:-30000}
 else
-    size=(
-        --encoder-layers 3 --decoder-layers 3
-        --encoder-embed-dim 192 --decoder-embed-dim 192
-        --encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512
-        --encoder-attention-heads 4 --decoder-attention-heads 4
-        --max-tokens 1800 --lr 1e-3 --warmup-updates 1000 --dropout 0.1
-    )
+    mapfile -t size < <(words "$here/small.txt")
     updates=${updates:-4000}
 fi
-# With its default multiple of 8, fairseq > 0.12.2 drops the last batch of every set, the longest
-# sentences, without a word.
-batching=(--required-batch-size-multiple 1)
-updown=(
-    --updown-block-size 16 --updown-slots 4
-    --updown-decoder-block-size 16 --updown-decoder-slots 4
-)
+mapfile -t training < <(words "$here/training.txt")
 
 work=${work:-translation-$source_lang-$target_lang}
 data=${data:-$work}
@@ -106,7 +74,7 @@ mkdir -p "$data"
 
 # Only the number of updates may grow.
 claim_work "$work" "pair $source_lang-$target_lang" "${origin[*]}" "vocab $vocab_size" \
-    "seed $seed" "gpu $gpu" "data $data" "extra $*"
+    "seed $seed" "gpu $gpu" "data $data" "extra ${rest[*]}"
 
 step "corpus: $corpus"
 python "$root/scripts/prepare_debian_translation.py" --out "$corpus" "${origin[@]}" \
@@ -120,16 +88,11 @@ if ((trained >= updates)); then
     step "fairseq-train: $trained updates are done"
 else
     step "fairseq-train: up to $updates updates in $checkpoints"
-    fairseq-train "$binary" --user-dir "$user_dir" --task translation \
+    fairseq-train "$binary" --user-dir "$user_dir" "${training[@]}" "${size[@]}" \
         --source-lang "$source_lang" --target-lang "$target_lang" \
-        --arch updown_transformer_iwslt_de_en --share-all-embeddings "${updown[@]}" "${size[@]}" \
-        "${batching[@]}" \
-        --optimizer adam --adam-betas '(0.9, 0.98)' --weight-decay 0.0001 --clip-norm 1.0 \
-        --lr-scheduler inverse_sqrt --warmup-init-lr 1e-7 \
-        --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
         --max-update "$updates" --validate-interval-updates 500 --save-interval-updates 500 \
         --keep-interval-updates 1 --no-epoch-checkpoints --save-dir "$checkpoints" \
-        --seed "$seed" --log-format simple --log-interval 50 "$@"
+        --seed "$seed" --log-format simple --log-interval 50 "${rest[@]}"
     echo "$updates" >"$checkpoints/updates"
 fi
 
@@ -138,10 +101,10 @@ if [[ -e $output.generate && ! $checkpoints/checkpoint_best.pt -nt $output.gener
     step "fairseq-generate: $output.generate is up to date"
 else
     step "fairseq-generate: $output.generate"
-    fairseq-generate "$binary" --user-dir "$user_dir" --task translation \
+    mapfile -t generation < <(words "$here/generation.txt")
+    fairseq-generate "$binary" --user-dir "$user_dir" "${generation[@]}" \
         --source-lang "$source_lang" --target-lang "$target_lang" --gen-subset test \
-        --path "$checkpoints/checkpoint_best.pt" --beam 5 --lenpen 1.0 --max-tokens 4096 \
-        "${batching[@]}" --remove-bpe sentencepiece >"$output.partial"
+        --path "$checkpoints/checkpoint_best.pt" >"$output.partial"
     mv "$output.partial" "$output.generate"
 fi
 

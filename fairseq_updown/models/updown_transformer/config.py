@@ -151,10 +151,12 @@ def validate(args: Namespace) -> None:
     else:
         remedy = f"--updown-mixer {args.updown_mixer} has no size of its own; leave it at 0"
         _require(args, "updown_mixer_size", args.updown_mixer_size == 0, remedy)
-    samples = args.updown_mixer_ensemble >= 0
-    _require(args, "updown_mixer_ensemble", samples, "it must be 0 (all keys) or more")
-    only_ssa = args.updown_mixer_ensemble == 0 or str(args.updown_mixer) == "ssa"
-    _require(args, "updown_mixer_ensemble", only_ssa, "only --updown-mixer ssa has one; leave at 0")
+    if mixer.has_ensemble:
+        remedy = "it must be 0 (all keys) or more"
+        _require(args, "updown_mixer_ensemble", args.updown_mixer_ensemble >= 0, remedy)
+    else:
+        remedy = f"--updown-mixer {args.updown_mixer} has no ensemble; leave it at 0"
+        _require(args, "updown_mixer_ensemble", args.updown_mixer_ensemble == 0, remedy)
     parse_pool_layers(args.updown_pool_layers, args.encoder_layers)
     for name in ("cross_self_attention", "base_layers"):
         remedy = "it does not work with compressed attention; leave it out"

@@ -48,6 +48,8 @@ class Mixer(nn.Module):
 
     # `--updown-mixer-size` where it is not given; 0: the mixer has no such size.
     default_size = 0
+    # Whether it samples what `--updown-mixer-ensemble` averages over.
+    has_ensemble = False
 
     @classmethod
     def from_config(cls, embed_dim: int, cfg: Any, layer: int) -> "Mixer":

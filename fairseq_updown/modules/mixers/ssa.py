@@ -35,6 +35,7 @@ class StochasticAttention(FullAttention):
     """
 
     default_size = 256
+    has_ensemble = True
 
     def forward(
         self,

@@ -3,7 +3,7 @@
 
     compare_mixers.py                                     all mixers, all sections: many hours
     compare_mixers.py --sections cost recall --mixers full updown luna luna=64
-    compare_mixers.py --table --png mixers.png            what was measured so far, at once
+    compare_mixers.py --table --picture mixers.svg        what was measured so far, at once
 
 Sections:
     cost         parameters, and time and peak memory of a training step (forward, backward, Adam)
@@ -136,13 +136,16 @@ def show(rows: Sequence[Row], store: Store, args: argparse.Namespace) -> None:
     fronts = mixer_table.fronts(measured)
     if fronts:
         print(f"\nPareto front over the step's time, from the cheapest to the best:\n\n{fronts}")
-    if args.png:
+    if args.picture:
         shown = mixer_table.panels(measured)
         if not shown:
             raise UserError(
-                f"--png {args.png} draws quality over cost: measure the section cost and one other"
+                f"--picture {args.picture} draws quality over cost: measure the section cost and "
+                "one other"
             )
-        write_atomic(args.png, mixer_table.picture(shown, f"{args.device}, {args.dtype}"))
+        kind = args.picture.suffix.removeprefix(".")
+        title = f"{args.device}, {args.dtype}"
+        write_atomic(args.picture, mixer_table.picture(shown, title, kind))
 
 
 def environments(keys: Sequence[dict[str, Any]]) -> list[str]:
@@ -186,7 +189,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="the rows (default: mixers.json in --work)")
     add("--table", action="store_true", help="measure nothing; print what the file has of these "
         "options, from whatever machine and source")  # fmt: skip
-    add("--png", type=Path, metavar="FILE", help="draw quality over cost")
+    add("--picture", type=Path, metavar="FILE", help="draw quality over cost, PNG or SVG")
     add("--retry-failed", action="store_true", help="measure again what failed")
     cost = parser.add_argument_group("cost").add_argument
     cost("--lengths", type=positive, nargs="+", default=[512, 2048, 8192], metavar="N",
@@ -249,13 +252,16 @@ def check(args: argparse.Namespace) -> None:
         if seed < 0:
             raise UserError(f"--seeds {seed} is negative: give 0 or more")
     check_writable("--json", args.json)
-    if args.png:
-        check_writable("--png", args.png)
+    if args.picture:
+        check_writable("--picture", args.picture)
+        if args.picture.suffix not in (".png", ".svg"):
+            raise UserError(f"--picture {args.picture} ends with neither .png nor .svg")
         if importlib.util.find_spec("matplotlib") is None:
-            raise UserError(f"--png {args.png} needs matplotlib: pip install matplotlib")
+            raise UserError(f"--picture {args.picture} needs matplotlib: pip install matplotlib")
         if not args.table and ("cost" not in args.sections or len(args.sections) < 2):
             raise UserError(
-                f"--png {args.png} draws quality over cost: give --sections cost and one other"
+                f"--picture {args.picture} draws quality over cost: give --sections cost and one "
+                "other"
             )
     if args.recall_lengths[0] < SHORTEST_RECALL:
         raise UserError(

@@ -234,8 +234,8 @@ def fronts(measured: Measured) -> str:
     )
 
 
-def picture(shown: Sequence[Panel], title: str) -> bytes:
-    """A PNG of quality over cost: each mixer with its range over seeds, and the front."""
+def picture(shown: Sequence[Panel], title: str, kind: str) -> bytes:
+    """Quality over cost: each mixer with its range over seeds, and the front. "png" or "svg"."""
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets all loggers speak
     import matplotlib  # an extra of the development environment
 
@@ -286,6 +286,8 @@ def picture(shown: Sequence[Panel], title: str) -> bytes:
         axis.grid(alpha=0.3, which="both")
     figure.suptitle(title, fontsize=10)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=140)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        metadata = {"Date": None} if kind == "svg" else None  # the same rows, the same file
+        figure.savefig(content, format=kind, dpi=140, metadata=metadata)
     pyplot.close(figure)
     return content.getvalue()

@@ -61,7 +61,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small run of the sections cost and recall, with its picture."""
     folder = tmp_path_factory.mktemp("mixers")
-    picture = ["--png", str(folder / "new" / "mixers.png")]
+    picture = ["--picture", str(folder / "new" / "mixers.png")]
     assert call(folder, "--sections", "cost", "recall", "--seeds", "1", *picture) == 0
     return folder
 
@@ -313,8 +313,9 @@ MISTAKES: List[Tuple[List[str], str]] = [
     (["--mixers", "full=8"], "full has no size of its own; give --mixers full"),
     (["--mixers", "full=x"], "the size is a whole number above 0"),
     (["--seeds", "-1"], "--seeds -1 is negative"),
-    (["--sections", "cost", "--png", "x.png"], "give --sections cost and one other"),
-    (["--png", "/proc/version/x.png"], "--png /proc/version/x.png cannot be written"),
+    (["--sections", "cost", "--picture", "x.png"], "give --sections cost and one other"),
+    (["--picture", "x.jpg"], "--picture x.jpg ends with neither .png nor .svg"),
+    (["--picture", "/proc/version/x.png"], "--picture /proc/version/x.png cannot be written"),
     (["--json", "/proc"], "--json /proc cannot be written"),
     (["--recall-lengths", "8"], "--recall-lengths 8 is too short"),
     (["--arch", "nonesuch"], "--arch nonesuch is not known to fairseq"),

@@ -40,7 +40,10 @@ def test_front_holds_what_nothing_else_beats_and_the_picture_is_drawn() -> None:
     assert panel.points["flow"] == (0.25, [16.0, 17.0])
     assert panel.front() == ["flow", "full"]
     assert mixer_table.fronts(example()) == "- ROUGE-L: `flow`, `full`"
-    assert mixer_table.picture([panel], "title").startswith(b"\x89PNG")
+    assert mixer_table.picture([panel], "title", "png").startswith(b"\x89PNG")
+    drawn = mixer_table.picture([panel], "title", "svg")
+    assert drawn == mixer_table.picture([panel], "title", "svg")
+    assert all(f">{name}</text>".encode() in drawn for name in panel.points)
     assert mixer_table.panels(example()[3:]) == []  # no cost
 
 

@@ -61,7 +61,7 @@ exec 9>&-
 
 drawing=()
 if [[ " $sections " == *" cost "* && $sections == *" "* ]]; then
-    drawing=(--png "$work/mixers.png")
+    drawing=(--picture "$work/mixers.svg")
 fi
 step "comparison: rows in $work/mixers.json"
 # shellcheck disable=SC2086  # one word a section

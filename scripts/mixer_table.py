@@ -243,9 +243,10 @@ def picture(shown: Sequence[Panel], title: str, kind: str) -> bytes:
     from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(
-        1, len(shown), figsize=(5.5 * len(shown), 4.8), layout="constrained", squeeze=False
+        1, len(shown), figsize=(1.2 + 5.5 * len(shown), 4.8), layout="constrained", squeeze=False
     )
     names = list(dict.fromkeys(name for panel in shown for name in panel.points))
+    marks = {}
     for axis, panel in zip(axes[0], shown):
         front = panel.front()
         means = {name: statistics.mean(found) for name, (_, found) in panel.points.items()}
@@ -258,7 +259,7 @@ def picture(shown: Sequence[Panel], title: str, kind: str) -> bytes:
         )
         for name, (cost, found) in panel.points.items():
             number = names.index(name)
-            axis.errorbar(
+            marks[name] = axis.errorbar(
                 cost,
                 means[name],
                 yerr=[[means[name] - min(found)], [max(found) - means[name]]],
@@ -267,14 +268,7 @@ def picture(shown: Sequence[Panel], title: str, kind: str) -> bytes:
                 fillstyle="full" if number < len(COLOURS) else "none",
                 markersize=6,
                 elinewidth=0.8,
-            )
-            axis.annotate(
-                name,
-                (cost, means[name]),
-                xytext=(5, 4 if number % 2 else -10),
-                textcoords="offset points",
-                fontsize=8,
-                fontweight="bold" if name in front else "normal",
+                linestyle="none",
             )
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -284,6 +278,9 @@ def picture(shown: Sequence[Panel], title: str, kind: str) -> bytes:
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(panel.cost, fontsize=8)
         axis.grid(alpha=0.3, which="both")
+    figure.legend(
+        [marks[name] for name in names], names, loc="outside right upper", fontsize=8, frameon=False
+    )
     figure.suptitle(title, fontsize=10)
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):

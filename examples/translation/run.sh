@@ -53,8 +53,8 @@ if [[ $reverse == 1 ]]; then
     swap=$source_lang source_lang=$target_lang target_lang=$swap
 fi
 
-# Both are the options of fairseq-train that do not depend on the data; compare_mixers.py reads
-# training.txt and small.txt too.
+# training.txt, small.txt and generation.txt are the options that do not depend on the data;
+# scripts/compare_mixers.py reads them too.
 here=$(dirname "${BASH_SOURCE[0]}")
 if [[ $gpu == 1 ]]; then
     size=(--fp16 --max-tokens 8192 --lr 7e-4 --warmup-updates 4000 --dropout 0.3)

@@ -21,9 +21,9 @@ from mixer_checks import (
 )
 from test_invariants import EXACT
 
-from fairseq_updown.modules.mixers import updown_v2
+from fairseq_updown.modules.mixers import chosen_keys
 from fairseq_updown.modules.mixers.full import FullAttention
-from fairseq_updown.modules.mixers.updown_v2 import CachedTopkAttention, heaviest_keys
+from fairseq_updown.modules.mixers.updown_v2 import CachedTopkAttention
 
 
 def cached_topk(mixer, x, counts, scores, state):
@@ -62,12 +62,12 @@ def cached_topk(mixer, x, counts, scores, state):
 @settings(max_examples=20)
 @given(
     size=st.sampled_from([1, 2, 3, 8]),
-    chunk=st.sampled_from([1, 4, 64]),
+    chunk=st.sampled_from([1, 60, 2**24]),
     batch=batches(longest=9),
 )
 def test_updown_v2_equals_the_slow_oracle(size, chunk, batch):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(updown_v2, "QUERY_CHUNK", chunk)
+        patch.setattr(chosen_keys, "_LOGITS_PER_CHUNK", chunk)
         assert_equals_oracle(make_stage(CachedTopkAttention, size=size), cached_topk, batch)
 
 
@@ -92,8 +92,9 @@ def test_the_cache_keeps_its_keys_and_its_weights_remain_a_distribution():
         _, state = mixer(x, mask, mass, state)
         indices = state[0] if indices is None else indices
         assert torch.equal(state[0], indices)
-        assert not mask[1][indices[1, :, :4]].any()
-        weights = state[1].exp() * mass.counts[0][indices[0]]
+        places = indices % 9
+        assert not mask[1][places[1, :, :4]].any()
+        weights = state[1].exp() * mass.counts[0][places[0]]
         torch.testing.assert_close(weights[0].sum(-1), torch.ones(2, 9).double(), **EXACT)
 
 
@@ -101,23 +102,14 @@ def test_a_token_of_updown_v2_with_a_count_is_so_many_tokens():
     assert_counts_are_repetitions(make_stage(CachedTopkAttention, size=99))
 
 
-@given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 99))
-def test_of_equal_logits_the_first_is_chosen(k, length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    query, key = torch.randint(-1, 2, (2, 1, 2, length, 2), generator=generator).double()
-    logits = query @ key.transpose(-1, -2)
-    order = logits.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    assert torch.equal(heaviest_keys(query, key, None, k), order.sort(dim=-1).values)
-
-
 def test_a_later_layer_of_updown_v2_is_linear_in_length():
     mixer = make(CachedTopkAttention, size=2)
     assert_linear(mixer, later=True)
-    assert cost(mixer, 128, later=True)[1] == 128 * 2 * DIM
+    assert cost(mixer, 128, later=True)[1] == 128 * DIM
 
 
 def test_the_first_layer_holds_the_logits_of_a_chunk_of_queries_at_most(monkeypatch):
-    monkeypatch.setattr(updown_v2, "QUERY_CHUNK", 8)
+    monkeypatch.setattr(chosen_keys, "_LOGITS_PER_CHUNK", HEADS * 8 * 128)
     mixer, x = make(CachedTopkAttention, size=2), draw([128])[0].requires_grad_()
     with LargestTensor() as largest:
         mixer(x, None, None, ())[0].sum().backward()

@@ -141,17 +141,6 @@ def attention_weights(
     return logits.softmax(dim=-1)
 
 
-def is_largest(x: Tensor, size: int) -> Tensor:
-    """True at the `size` largest of the last dimension; of equal ones the first count.
-
-    Which of several equal ones `topk` picks is left open, so only its smallest value is used.
-    """
-    threshold = x.topk(size, dim=-1).values[..., -1:]
-    above, equal = x > threshold, x == threshold
-    missing = size - above.sum(dim=-1, keepdim=True)
-    return above | (equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= missing))
-
-
 class _KeepInGraph(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:

@@ -2,18 +2,13 @@
 
 from typing import Optional, Tuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..compression import TokenMass
-from ..functional import full_precision, is_largest, merge_heads
+from ..functional import merge_heads
 from .base import State
+from .chosen_keys import chosen_bias, chosen_logits, largest_keys, sum_of_chosen
 from .full import FullAttention
-
-# Bounds the memory: the logits, over all samples and heads, of the queries of one chunk.
-_LOGITS_PER_CHUNK = 2**24
 
 
 class TopMAttention(FullAttention):
@@ -21,8 +16,7 @@ class TopMAttention(FullAttention):
     2106.06899, section 2; top-m in TANGNN). A key's count bias is part of its logit; of equal
     logits the earlier key's is the larger.
 
-    Quadratic in time, linear in memory: queries come in chunks, and what a chunk computed is
-    computed again in the backward pass.
+    Linear in memory, and in time but for the choice, which is quadratic and has no gradient.
     """
 
     default_size = 64
@@ -38,33 +32,10 @@ class TopMAttention(FullAttention):
             return super().forward(x, padding_mask, mass, state)
         query, key, value = self.project_heads(x)
         bias = self.key_bias(mass, padding_mask)
-        size, dropout = self.settings.size, self.attention_dropout
-        logits_per_query = query.size(0) * query.size(1) * key.size(2)
-        outs = [
-            checkpoint(
-                attend_to_largest,
-                *(chunk, key, value, bias, size, dropout),
-                use_reentrant=False,
-                preserve_rng_state=dropout > 0,
-            )
-            for chunk in query.split(max(1, _LOGITS_PER_CHUNK // logits_per_query), dim=2)
-        ]
-        return self.project_out(merge_heads(torch.cat(outs, dim=2))), state
-
-
-def attend_to_largest(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_bias: Optional[Tensor],
-    size: int,
-    dropout: float = 0.0,
-) -> Tensor:
-    """:func:`~..functional.attend` to the `size` keys of largest logits, `size` <= S."""
-    with torch.autocast(query.device.type, enabled=False):
-        logits = full_precision(query) @ full_precision(key).transpose(-1, -2)
-        if key_bias is not None:
-            logits = logits + key_bias.unsqueeze(-2)
-        kept = is_largest(logits.detach(), size)
-        weights = logits.masked_fill(~kept, float("-inf")).softmax(dim=-1)
-        return F.dropout(weights, dropout, training=dropout > 0).to(value.dtype) @ value
+        chosen = largest_keys(query, key, bias, self.settings.size)
+        logits = chosen_logits(query, key, chosen)
+        if bias is not None:
+            logits = logits + chosen_bias(bias, chosen)
+        weights = self.dropout_module(logits.softmax(dim=-1))
+        out = sum_of_chosen(weights, value, chosen)
+        return self.project_out(merge_heads(out)), state

@@ -12,10 +12,9 @@ from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from ..compression import TokenMass
-from ..functional import attend, full_precision, is_largest, merge_heads, split_heads
+from ..functional import attend, full_precision, merge_heads, split_heads
 from .base import AttentionMixer, Settings, State
-
-QUERY_CHUNK = 64  # queries whose logits with all keys are held at once
+from .chosen_keys import chosen_bias, chosen_logits, largest_keys, sum_of_chosen
 
 
 class CachedTopkAttention(AttentionMixer):
@@ -63,64 +62,29 @@ class CachedTopkAttention(AttentionMixer):
         mass: Optional[TokenMass],
         state: State,
     ) -> Tuple[Tensor, State]:
-        """The state is S `(bsz, num_heads, length, k)` long, log(w / e^b) of the same shape, and V~
-        `(bsz, num_heads, length, head_dim)`."""
+        """The state is S `(bsz, num_heads, length, k)`, see :mod:`.chosen_keys`, log(w / e^b) of
+        the same shape, and V~ `(bsz, num_heads, length, head_dim)`."""
         query, key, value = self.project_heads(x)
         bias = self.key_bias(mass, padding_mask)
         if state:
-            indices, prior, cached = state
+            chosen, prior, cached = state
         else:
-            indices = heaviest_keys(query, key, bias, self.settings.size)
-        logits = (query.unsqueeze(-2) @ take(key, indices).transpose(-1, -2)).squeeze(-2)
-        logits = full_precision(logits)
-        chosen_bias = torch.zeros_like(logits)
-        if bias is not None:
-            bias_per_head = bias.expand(-1, self.num_heads, -1).unsqueeze(-1)
-            chosen_bias = take(bias_per_head, indices).squeeze(-1)
-        logits = logits + chosen_bias
+            chosen = largest_keys(query, key, bias, self.settings.size)
+        logits = chosen_logits(query, key, chosen)
+        own_bias = torch.zeros_like(logits) if bias is None else chosen_bias(bias, chosen)
+        logits = logits + own_bias
         if not state:
             out = attend(query, key, value, key_bias=bias, dropout=self.attention_dropout)
-            prior = logits.log_softmax(dim=-1) - chosen_bias
-            return self.project_out(merge_heads(out)), (indices, prior, value)
+            prior = logits.log_softmax(dim=-1) - own_bias
+            return self.project_out(merge_heads(out)), (chosen, prior, value)
         beta = full_precision(self.beta).view(-1, 1, 1)
         log_weights = (logits + beta * prior).log_softmax(dim=-1)
         weight_gate, value_gate = split_heads(self.gates(x), self.num_heads).split(1, dim=-1)
         value = cached + value_gate.sigmoid() * (value - cached)
-        weights = self.dropout_module(log_weights.exp()).to(value.dtype)
-        out = (weights.unsqueeze(-2) @ take(value, indices)).squeeze(-2)
+        out = sum_of_chosen(self.dropout_module(log_weights.exp()), value, chosen)
         weight_gate = full_precision(weight_gate)
         prior = torch.logaddexp(
-            F.logsigmoid(weight_gate) + log_weights - chosen_bias,
+            F.logsigmoid(weight_gate) + log_weights - own_bias,
             F.logsigmoid(-weight_gate) + prior,
         )
-        return self.project_out(merge_heads(out)), (indices, prior, value)
-
-
-def take(x: Tensor, indices: Tensor) -> Tensor:
-    """`(bsz, num_heads, length, d)` at `(bsz, num_heads, queries, k)` -> `(*indices.shape, d)`."""
-    rows = indices.flatten(2).unsqueeze(-1).expand(-1, -1, -1, x.size(-1))
-    return x.gather(2, rows).unflatten(2, indices.shape[2:])
-
-
-@torch.no_grad()
-def heaviest_keys(query: Tensor, key: Tensor, bias: Optional[Tensor], k: int) -> Tensor:
-    """The k keys, or all, with the largest logits of each query; among equals the first.
-
-    Args:
-        query, key: `(bsz, num_heads, length, head_dim)`, the query scaled.
-        bias: `(bsz, num_heads or 1, length)` or None.
-
-    Returns:
-        `(bsz, num_heads, length, min(k, length))` long, rising.
-    """
-    k = min(k, key.size(2))
-    last_first = torch.arange(key.size(2), 0, -1, device=key.device)
-    chunks = []
-    with torch.autocast(key.device.type, enabled=False):
-        keys = full_precision(key).transpose(-1, -2)
-        for chunk in full_precision(query).split(QUERY_CHUNK, dim=2):
-            logits = chunk @ keys
-            if bias is not None:
-                logits = logits + bias.unsqueeze(-2)
-            chunks.append((is_largest(logits, k) * last_first).topk(k, dim=-1).indices)
-    return torch.cat(chunks, dim=2)
+        return self.project_out(merge_heads(out)), (chosen, prior, value)

@@ -42,15 +42,15 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import benchmark_limits as limits
-import benchmark_plot as plot
 import torch
-from benchmark_limits import Runner, Setup, Work
-from benchmark_plot import Figures
-from common import UserError, check_writable, positive, progress, write_atomic
+from common import benchmark_limits as limits
+from common import benchmark_plot as plot
+from common.benchmark_limits import Runner, Setup, Work
+from common.benchmark_plot import Figures
+from common.cli import UserError, check_writable, positive, progress, write_atomic
+from common.figure_store import Store, machine
+from common.fresh_process import OutOfMemory, alone, available_mib, guard_memory
 from fairseq.models import ARCH_MODEL_REGISTRY
-from figure_store import Store, machine
-from fresh_process import OutOfMemory, alone, available_mib, guard_memory
 
 ARCHITECTURES = ("transformer", "updown_transformer_arxiv", "updown_transformer_early",
                  "updown_transformer_pyramidion", "updown_transformer_blockwise")  # fmt: skip

@@ -40,20 +40,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mixer_runs
-import mixer_table
 import torch
-from common import (
-    UserError,
-    check_writable,
-    positive,
-    sigterm_interrupts,
-    write_atomic,
-)
+from common import mixer_runs, mixer_table
+from common.cli import UserError, check_writable, positive, sigterm_interrupts, write_atomic
+from common.figure_store import Store
+from common.mixer_rows import Row
+from common.mixer_runs import SECTIONS
 from fairseq.models import ARCH_CONFIG_REGISTRY
-from figure_store import Store
-from mixer_rows import Row
-from mixer_runs import SECTIONS
 
 from fairseq_updown.models.updown_transformer.config import parse_pool_layers
 from fairseq_updown.modules.mixers import MIXERS

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import UserError, positive, to_json, write_atomic
+from common.cli import UserError, positive, to_json, write_atomic
 from fairseq.data import data_utils
 
 import fairseq_updown

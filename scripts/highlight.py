@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import sentencepiece
 import torch
-from common import UserError, write_atomic
-from highlight_page import Page, Word, chart_png, passages, render
-from summarizer import SPACE, Document, Summarizer, Summary, add_options
+from common.cli import UserError, write_atomic
+from common.highlight_page import Page, Word, chart_png, passages, render
+from common.summarizer import SPACE, Document, Summarizer, Summary, add_options
 from torch import Tensor
 
 STRONGEST = 256  # source tokens kept of a word's attention

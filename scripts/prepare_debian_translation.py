@@ -35,17 +35,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import (
-    REPORT,
-    UserError,
-    already_built,
-    atomic_directory,
-    near_copies,
-    positive,
-    to_json,
-    write_parallel,
-)
-from debian_descriptions import (
+from common.cli import REPORT, UserError, already_built, atomic_directory, positive, to_json
+from common.debian_descriptions import (
     Segment,
     align,
     available_languages,
@@ -55,6 +46,7 @@ from debian_descriptions import (
     index_files,
     read_descriptions,
 )
+from common.parallel_text import near_copies, write_parallel
 
 KIND = "translation corpus"
 SPLITS = ("train", "valid", "test")

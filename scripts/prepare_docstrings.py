@@ -40,18 +40,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import (
+from common.cli import (
     REPORT,
     UserError,
     already_built,
     atomic_directory,
-    near_copies,
     positive,
     progress,
     to_json,
     write_lines,
-    write_parallel,
 )
+from common.parallel_text import near_copies, write_parallel
 
 KIND = "docstring corpus"
 SPLITS = ("train", "valid", "test")

@@ -43,8 +43,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import UserError, positive, progress
-from document_corpus import (
+from common.cli import UserError, positive, progress
+from common.document_corpus import (
     SPLITS,
     Document,
     add_options,

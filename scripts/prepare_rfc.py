@@ -35,9 +35,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apt_archive import PACKAGES, copy_sources, download, package_names, private_apt, update
-from common import UserError, atomic_directory, progress, write_lines
-from document_corpus import (
+from common.apt_archive import PACKAGES, copy_sources, download, package_names, private_apt, update
+from common.cli import UserError, atomic_directory, progress, write_lines
+from common.document_corpus import (
     Document,
     add_options,
     build_corpus,
@@ -48,7 +48,7 @@ from document_corpus import (
     one_line,
     run,
 )
-from rfc_documents import Rfc, Unfit, parse
+from common.rfc_documents import Rfc, Unfit, parse
 
 KIND = "RFC corpus"
 PREFIX = "doc-rfc-"  # of the packages that hold the texts

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import positive, progress
+from common.cli import positive, progress
 from fairseq.data import Dictionary
 
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel

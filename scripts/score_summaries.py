@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import UserError, positive, progress, to_json, write_atomic
+from common.cli import UserError, positive, progress, to_json, write_atomic
 from sacrebleu.metrics import BLEU, CHRF
 
 from fairseq_updown.scoring.rouge import Rouge, split_sentences

@@ -29,8 +29,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import UserError, progress, write_atomic
-from summarizer import SPACE, Document, Summarizer, Summary, add_options
+from common.cli import UserError, progress, write_atomic
+from common.summarizer import SPACE, Document, Summarizer, Summary, add_options
 from tqdm import tqdm
 
 STDIN = "-"

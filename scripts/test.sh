@@ -18,5 +18,5 @@ for script in scripts/*.sh examples/*/run.sh; do bash -n "$script"; done
 $bin/ruff check .
 $bin/ruff format --check .
 $bin/mypy fairseq_updown
-MYPYPATH=scripts $bin/mypy scripts/*.py
+MYPYPATH=scripts $bin/mypy scripts/*.py scripts/common/*.py
 $bin/python -m pytest "${selection[@]}"

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import benchmark
-import benchmark_limits
-import benchmark_plot
-import fresh_process
 import pytest
 import torch
-from benchmark_limits import Runner, Setup, Work
 from commands import run
-from fresh_process import OutOfMemory, in_fresh_process
+from common import benchmark_limits, benchmark_plot, fresh_process
+from common.benchmark_limits import Runner, Setup, Work
+from common.fresh_process import OutOfMemory, in_fresh_process
 
 from fairseq_updown.modules import step_linear
 

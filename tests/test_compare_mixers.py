@@ -7,13 +7,11 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 import benchmark
 import compare_mixers
-import mixer_rows
-import mixer_runs
-import mixer_table
 import pytest
+from common import mixer_rows, mixer_runs, mixer_table
+from common.figure_store import Store
+from common.mixer_rows import MIXER_FILES, PLUGIN, Row
 from compare_mixers import KIND
-from figure_store import Store
-from mixer_rows import MIXER_FILES, PLUGIN, Row
 
 from fairseq_updown.modules.mixers import MIXERS
 

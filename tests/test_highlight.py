@@ -16,15 +16,16 @@ import highlight
 import numpy as np
 import pytest
 import torch
-from common import UserError, train_sentencepiece
+from common.cli import UserError
+from common.highlight_page import Page, Word, binned, escape, passages, render, script_json
+from common.parallel_text import train_sentencepiece
+from common.summarizer import Summarizer
 from conftest import CONFIGURATIONS, build, random_tokens
 from fairseq import options, tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from highlight_page import Page, Word, binned, escape, passages, render, script_json
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from summarizer import Summarizer
 
 EOS = 2
 HOSTILE = (

@@ -2,10 +2,10 @@
 
 from typing import Any, Dict, List, Tuple
 
-import mixer_table
+from common import mixer_table
+from common.mixer_rows import Row
 from hypothesis import given
 from hypothesis import strategies as st
-from mixer_rows import Row
 
 
 def example() -> List[Tuple[Row, Dict[str, Any]]]:

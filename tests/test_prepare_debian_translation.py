@@ -7,9 +7,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import debian_descriptions as debian
 import prepare_debian_translation as prepare
 import pytest
+from common import debian_descriptions as debian
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "translation"

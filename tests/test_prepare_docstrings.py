@@ -236,7 +236,7 @@ def test_copies_across_splits_leave_train_and_are_counted(
 
 
 def test_near_copies_are_those_of_the_plain_definition() -> None:
-    common = importlib.import_module("common")
+    common = importlib.import_module("common.parallel_text")
     rng = random.Random(3)
 
     def text() -> tuple[str, str]:

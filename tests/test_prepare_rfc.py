@@ -13,10 +13,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import apt_archive
 import prepare_rfc as prepare
 import pytest
-from rfc_documents import parse
+from common import apt_archive
+from common.rfc_documents import parse
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_rfc.py"
 SPLITS = ("train", "valid", "test")

@@ -1,11 +1,11 @@
-"""scripts/rfc_documents.py: RFCs of all ages taken apart."""
+"""scripts/common/rfc_documents.py: RFCs of all ages taken apart."""
 
 from __future__ import annotations
 
 import random
 
 import pytest
-from rfc_documents import Unfit, parse
+from common.rfc_documents import Unfit, parse
 
 SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
 

@@ -17,10 +17,11 @@ import pytest
 import summarize
 import torch
 from commands import ENVIRONMENT, PLUGIN, run
-from common import UserError, train_sentencepiece, write_lines
+from common.cli import UserError, write_lines
+from common.parallel_text import train_sentencepiece
+from common.summarizer import Summarizer
 from hypothesis import given
 from hypothesis import strategies as st
-from summarizer import Summarizer
 
 LIMIT = 32  # source tokens that the checkpoint takes
 LETTERS = "bcefghijklmnoqrtuv"  # so that "<pad>" is one unknown piece

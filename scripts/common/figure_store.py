@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import UserError, to_json, write_atomic
 from fairseq import __version__ as fairseq_version
 
 import fairseq_updown
+from common.cli import UserError, to_json, write_atomic
 
 
 class Store:

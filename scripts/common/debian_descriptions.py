@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from apt_archive import private_apt, update
-from common import Groups, UserError, progress
+from common.apt_archive import private_apt, update
+from common.cli import UserError, progress
+from common.parallel_text import Groups
 
 LANGUAGES = """\
 Acquire::Languages "en,{lang}";

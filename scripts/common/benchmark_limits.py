@@ -15,18 +15,17 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import common  # noqa: F401  quietens fairseq, which must come later
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import SequenceGenerator
-from fresh_process import MemoryMeter
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import fairseq_updown  # noqa: F401  registers the architectures
+from common.fresh_process import MemoryMeter
 
 _ATEN = torch.ops.aten
 # torch counts the operations of the attention kernels for GPUs, not of the one for CPUs.

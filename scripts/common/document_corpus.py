@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import (
+
+from common.cli import (
     REPORT,
-    Groups,
     UserError,
     already_built,
     atomic_directory,
-    encode_parallel,
-    near_copies,
     positive,
     progress,
     read_lines,
     to_json,
 )
+from common.parallel_text import Groups, encode_parallel, near_copies
 
 SPLITS = ("train", "valid", "test")
 SUFFIXES = ("src", "tgt")

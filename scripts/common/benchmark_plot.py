@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fresh_process import MIB
+from common.fresh_process import MIB
 
 Figures = dict[str, dict[str, Any]]  # by architecture
 

@@ -14,7 +14,11 @@ from typing import Any, NamedTuple
 
 import sentencepiece
 import torch
-from checkpoint_loading import (
+from fairseq import utils
+from fairseq.data import data_utils
+from torch import Tensor
+
+from common.checkpoint_loading import (
     SENTENCEPIECE_MODEL,
     build_generator,
     first_line,
@@ -22,10 +26,7 @@ from checkpoint_loading import (
     load_sentencepiece,
     usable_device,
 )
-from common import UserError, positive, progress
-from fairseq import utils
-from fairseq.data import data_utils
-from torch import Tensor
+from common.cli import UserError, positive, progress
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import sentencepiece
 import torch
-from common import UserError
 from fairseq import checkpoint_utils, tasks, utils
 from fairseq.data import data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+from common.cli import UserError
 from fairseq_updown import generation  # the package registers what checkpoints need
 
 SENTENCEPIECE_MODEL = "spm.model"

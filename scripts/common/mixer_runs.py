@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import benchmark
-import benchmark_limits as limits
 import compare_quality
-import fresh_process
-import mixer_rows
 import recall
 import score_summaries
 import torch
-from benchmark_limits import Setup, Work
-from common import UserError, progress, read_lines
-from figure_store import machine
-from mixer_rows import Row
 from sacrebleu.metrics import BLEU, CHRF
+
+from common import benchmark_limits as limits
+from common import fresh_process, mixer_rows
+from common.benchmark_limits import Setup, Work
+from common.cli import UserError, progress, read_lines
+from common.figure_store import machine
+from common.mixer_rows import Row
 
 SMALL = compare_quality.SIZES["small"]
 RECALL_BLOCK = 16
 
-TRANSLATION = Path(__file__).resolve().parents[1] / "examples" / "translation"
+TRANSLATION = Path(__file__).resolve().parents[2] / "examples" / "translation"
 
 
 def recipe_options(*names: str) -> list[str]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import UserError
+from common.cli import UserError
 
 SETTINGS = """\
 #clear Acquire::Languages;

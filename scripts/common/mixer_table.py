@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from benchmark_plot import COLOURS, MARKERS, duration
 from compare_quality import cell
-from mixer_rows import Row
+
+from common.benchmark_plot import COLOURS, MARKERS, duration
+from common.mixer_rows import Row
 
 Measured = Sequence[tuple[Row, dict[str, Any]]]
 

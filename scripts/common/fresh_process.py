@@ -110,10 +110,10 @@ def alone(device: str, function: Callable[..., T], *arguments: Any) -> T:
 @cache
 def _server() -> BaseContext:
     """Processes that fork from a server, which finds these modules by way of PYTHONPATH."""
-    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    folders = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
-    os.environ["PYTHONSAFEPATH"] = "1"  # not from the current folder, which may have a common.py
+    os.environ["PYTHONSAFEPATH"] = "1"  # not from the current folder, which may have a common/
     context = get_context("forkserver")
     # What an optimizer imports at its first step is no memory of that step.
-    context.set_forkserver_preload(["benchmark_limits", "torch._dynamo"])
+    context.set_forkserver_preload(["common.benchmark_limits", "torch._dynamo"])
     return context

@@ -1,0 +1,7 @@
+"""What the programs beside this folder share, and what the larger ones are made of."""
+
+import logging
+
+# Importing fairseq turns logging on for all; warnings are enough in a script.
+for _name in ("fairseq", "absl"):
+    logging.getLogger(_name).setLevel(logging.WARNING)

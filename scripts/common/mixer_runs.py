@@ -223,8 +223,9 @@ def updates(section: str, args: Namespace) -> int:
 def training(section: str, mixer: str, seed: int, args: Namespace) -> compare_quality.Run:
     """The run of a row; its folder is yet to be given."""
     binary = args.summaries if section == "summaries" else args.translation / "data-bin"
+    own_extra = args.translation_options if section == "translation" else []
     settings = Namespace(
-        **{name: getattr(args, name) for name in ("validations", "threads", "extra")},
+        validations=args.validations, threads=args.threads, extra=[*args.extra, *own_extra],
         updates=updates(section, args), data=binary, out=args.work, size="small",
         start=None, cpu=args.device == "cpu",
         source_tokens=args.source_tokens,

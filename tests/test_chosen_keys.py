@@ -44,8 +44,13 @@ def test_of_equal_logits_the_first_is_chosen(k, length, numbers, few_values, see
 def test_the_choice_is_made_in_full_precision():
     """Logits that bfloat16 cannot tell apart."""
     query, key = torch.ones(1, 1, 1, 2), torch.tensor([[[[64.0, 0.0], [64.0, 0.125]]]])
+    value = torch.tensor([[[[1.0], [2.0]]]]).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert largest_keys(query.bfloat16(), key.bfloat16(), None, 1).item() == 1
+        chosen = largest_keys(query.bfloat16(), key.bfloat16(), None, 1)
+        out = sum_of_chosen(torch.ones(1, 1, 1, 1), value, chosen)
+    assert chosen.item() == 1
+    assert out.dtype == torch.bfloat16
+    assert out.item() == 2.0
 
 
 def test_logits_that_are_not_numbers_are_no_error():

@@ -12,7 +12,15 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["fairseq_updown", "fairseq_updown.*"]),
-    package_data={"fairseq_updown": ["py.typed"]},
+    package_data={"fairseq_updown": ["py.typed", "cli/*.html"]},
+    entry_points={
+        "console_scripts": [
+            "updown-summarize = fairseq_updown.cli.summarize:main",
+            "updown-highlight = fairseq_updown.cli.highlight:main",
+            "updown-score = fairseq_updown.cli.score:main",
+            "updown-prepare = fairseq_updown.cli.prepare:main",
+        ]
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",

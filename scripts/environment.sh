@@ -31,9 +31,9 @@ rm -rf .venv
 say "1/3 torch and what fairseq is built with"
 pip install -q -c constraints.txt torch numpy cython setuptools wheel
 say "2/3 fairseq, built from source: 2 to 4 minutes, once"
-# One isolated build would fetch a second, unpinned torch; two at a time use both cores.
-printf '[build_ext]\nparallel = %s\n' "$(nproc 2>/dev/null || echo 2)" >.venv/build.cfg
-DIST_EXTRA_CONFIG=$PWD/.venv/build.cfg pip install -q -c constraints.txt --no-build-isolation fairseq-fixed
+# An isolated build would fetch a second, unpinned torch. One extension at a time: torch's build
+# step changes the compiler object that parallel ones would share, and objects get lost.
+pip install -q -c constraints.txt --no-build-isolation fairseq-fixed
 say "3/3 this plugin and its tools"
 pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 echo "$stamp" >.venv/complete

@@ -31,7 +31,7 @@ export PYTHONWARNINGS=ignore
 mkdir -p "$work"
 
 say "2/6 corpus: docstrings of the installed packages"
-"$bin/python" scripts/prepare_docstrings.py --out "$work/corpus"
+"$bin/python" scripts/corpora/docstrings.py --out "$work/corpus"
 
 # Later steps build on the corpus; a new corpus makes them start anew.
 corpus=$(sha256sum "$work/corpus/report.json" | cut -d' ' -f1)
@@ -95,9 +95,9 @@ fi
 grep -E '^Generate|Translated' "$generated" "$work/generate.log" -h || true
 
 say "6/6 scores beside the lead baseline, and five examples"
-"$bin/python" scripts/score_summaries.py --generated "$generated" \
+"$bin/updown-score" --generated "$generated" \
   --references "$work/corpus/raw/test.tgt" --sources "$work/corpus/raw/test.src" \
   --bodies "$work/corpus/raw/test.body" --examples 5 --json "$work/scores-$updates.json"
 say "done; model in $work/checkpoints, scores in $work/scores-$updates.json; now try
-  echo 'text' | $bin/python scripts/summarize.py --long truncate \\
+  echo 'text' | "$bin/updown-summarize" --long truncate \\
     --data $work/bin --checkpoint $work/checkpoints/checkpoint_last.pt"

@@ -18,5 +18,6 @@ for script in scripts/*.sh examples/*/run.sh; do bash -n "$script"; done
 $bin/ruff check .
 $bin/ruff format --check .
 $bin/mypy fairseq_updown
-MYPYPATH=scripts $bin/mypy scripts/*.py scripts/common/*.py
+MYPYPATH=scripts/benchmarks $bin/mypy scripts/benchmarks
+MYPYPATH=scripts/corpora $bin/mypy scripts/corpora
 $bin/python -m pytest "${selection[@]}"

@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 
 usage() {
     cat <<'EOF'
-Usage: run.sh [options] [-- options of scripts/compare_mixers.py]
+Usage: run.sh [options] [-- options of scripts/benchmarks/mixers.py]
 
 Compare the encoder mixers of --updown-mixer: cost, recall, summaries, translation. Data that is
 missing is made first; every finished step and row is skipped when run again.
@@ -44,7 +44,7 @@ if [[ " $sections " == *" summaries "* && -z $summaries ]]; then
     summaries=$work/summaries/data-bin
     if [[ ! -d $summaries ]]; then
         step "corpus of summaries: docstrings of the installed packages"
-        python "$root/scripts/prepare_docstrings.py" --out "$work/summaries/corpus"
+        python "$root/scripts/corpora/docstrings.py" --out "$work/summaries/corpus"
         preprocess "$work/summaries/corpus" "$summaries" src tgt
     fi
 fi
@@ -52,7 +52,7 @@ if [[ " $sections " == *" translation "* && -z $translation ]]; then
     translation=$work/translation
     if [[ ! -d $translation/data-bin ]]; then
         step "corpus of translations: German to English, Debian's package descriptions"
-        python "$root/scripts/prepare_debian_translation.py" --out "$translation/corpus" \
+        python "$root/scripts/corpora/debian_translation.py" --out "$translation/corpus" \
             --lang de --vocab-size 8000 --seed 1
         preprocess "$translation/corpus" "$translation/data-bin" de en
     fi
@@ -65,6 +65,6 @@ if [[ " $sections " == *" cost "* && $sections == *" "* ]]; then
 fi
 step "comparison: rows in $work/mixers.json"
 # shellcheck disable=SC2086  # one word a section
-python "$root/scripts/compare_mixers.py" --sections $sections --work "$work" \
+python "$root/scripts/benchmarks/mixers.py" --sections $sections --work "$work" \
     ${summaries:+--summaries "$summaries"} ${translation:+--translation "$translation"} \
     "${drawing[@]}" "${rest[@]}"

@@ -68,7 +68,7 @@ if [[ -d $corpus ]]; then
     step "corpus: $corpus is there"
 else
     step "corpus: RFCs, in $corpus"
-    python "$root/scripts/prepare_rfc.py" --out "$corpus"
+    python "$root/scripts/corpora/rfc.py" --out "$corpus"
 fi
 
 preprocess "$corpus" "$binary" src tgt
@@ -116,6 +116,6 @@ else
 fi
 
 step "scores against $corpus/raw/test.tgt, beside the lead"
-python "$root/scripts/score_summaries.py" --generated "$output.generate" \
+updown-score --generated "$output.generate" \
     --references "$corpus/raw/test.tgt" --sources "$corpus/raw/test.src" \
     --examples 3 --json "$output.scores.json"

@@ -54,7 +54,7 @@ if [[ $reverse == 1 ]]; then
 fi
 
 # training.txt, small.txt and generation.txt are the options that do not depend on the data;
-# scripts/compare_mixers.py reads them too.
+# scripts/benchmarks/mixers.py reads them too.
 here=$(dirname "${BASH_SOURCE[0]}")
 if [[ $gpu == 1 ]]; then
     size=(--fp16 --max-tokens 8192 --lr 7e-4 --warmup-updates 4000 --dropout 0.3)
@@ -77,7 +77,7 @@ claim_work "$work" "pair $source_lang-$target_lang" "${origin[*]}" "vocab $vocab
     "seed $seed" "gpu $gpu" "data $data" "extra ${rest[*]}"
 
 step "corpus: $corpus"
-python "$root/scripts/prepare_debian_translation.py" --out "$corpus" "${origin[@]}" \
+python "$root/scripts/corpora/debian_translation.py" --out "$corpus" "${origin[@]}" \
     --vocab-size "$vocab_size" --seed "$seed"
 
 preprocess "$corpus" "$binary" "$source_lang" "$target_lang"

@@ -15,13 +15,13 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from omegaconf import open_dict
 
-from .. import generation
 from ..data.summarization_dataset import (
     SummarizationDataset,
     TruncatedDataset,
     TruncationCount,
     truncate,
 )
+from ..decoding.repeats import mend
 from ..scoring.rouge import ROUGE_TYPES, Rouge
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ class SummarizationTask(TranslationTask):
     # ----------------------------------------------------------------------------------- ROUGE
 
     def build_generator(self, *args: Any, **kwargs: Any) -> Any:
-        return generation.mend(super().build_generator(*args, **kwargs))
+        return mend(super().build_generator(*args, **kwargs))
 
     def inference_step(
         self,

@@ -1,7 +1,7 @@
 """The `updown_transformer` model and its architectures."""
 
 from .architectures import ARCHITECTURES
-from .config import UpdownTransformerConfig
 from .model import UpdownTransformerModel
+from .options import UpdownTransformerConfig
 
 __all__ = ["ARCHITECTURES", "UpdownTransformerConfig", "UpdownTransformerModel"]

@@ -15,7 +15,7 @@ from fairseq.models.transformer import (
     transformer_wmt_en_de_big,
 )
 
-from .config import DEFAULTS
+from .options import DEFAULTS
 
 MODEL_NAME = "updown_transformer"
 

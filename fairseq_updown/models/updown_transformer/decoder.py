@@ -5,12 +5,12 @@ from typing import Any, Dict, List, Optional, Tuple
 from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor, nn
 
-from ...modules.attention import IncrementalState, UpdownAttention
-from ...modules.beams import BeamHistory, regroup_rows
-from ...modules.decoder_attention import DecoderSelfAttention
-from ...modules.layers import UpdownDecoderLayer, wrap_layer
-from ...modules.step_linear import begin_step, step_linear
+from ...attention.decoder import DecoderSelfAttention
+from ...attention.projections import IncrementalState, UpdownAttention
+from ...decoding.beams import BeamHistory, regroup_rows
+from ...ops.step_linear import begin_step, step_linear
 from .encoder import EncoderOut
+from .layers import UpdownDecoderLayer, wrap_layer
 
 
 class UpdownTransformerDecoder(TransformerDecoderBase):

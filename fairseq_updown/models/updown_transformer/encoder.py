@@ -6,12 +6,13 @@ import torch
 from fairseq.models.transformer import TransformerEncoderBase
 from torch import Tensor, nn
 
-from ...modules.attention import select_rows
-from ...modules.beams import regroup_rows
-from ...modules.compression import SequencePooling, TokenMass
-from ...modules.functional import keep_in_graph, left_align_order, length_mask
-from ...modules.layers import UpdownEncoderLayer, wrap_layer
-from .config import parse_pool_layers
+from ...attention.functional import keep_in_graph, left_align_order, length_mask
+from ...attention.projections import select_rows
+from ...decoding.beams import regroup_rows
+from ...mass import TokenMass
+from ...pyramid import SequencePooling
+from .layers import UpdownEncoderLayer, wrap_layer
+from .options import parse_pool_layers
 
 EncoderOut = Dict[str, List[Tensor]]
 

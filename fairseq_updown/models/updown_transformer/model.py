@@ -19,11 +19,11 @@ from fairseq.modules import LearnedPositionalEmbedding
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from ...modules.dropout import QuickDropout
+from ...ops.dropout import QuickDropout
 from .architectures import MODEL_NAME, register_architectures, resolve
-from .config import UpdownTransformerConfig, validate
 from .decoder import UpdownTransformerDecoder
 from .encoder import UpdownTransformerEncoder
+from .options import UpdownTransformerConfig, validate
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class UpdownTransformerModel(TransformerModelBase):
     """Encoder-decoder model whose attention compresses what is far away into weighted slots.
 
     With block sizes that hold the sequences it is fairseq's `transformer`, weight for weight. See
-    `modules/mixers/updown.py`, `decoder_attention.py` and `attention.py` for the equations.
+    `attention/` for the equations.
     """
 
     @classmethod

@@ -1,0 +1,1 @@
+"""The mechanism: tokens compressed into slots, and attention to both."""

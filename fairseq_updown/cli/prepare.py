@@ -1,0 +1,348 @@
+"""Build a summarization corpus from documents of your own, or from arXiv or PubMed.
+
+Three forms are read; each may come in splits, which are kept as they are, or without:
+
+    --json-lines PATH  one JSON object a line. A directory holds train, val (or valid) and test
+                       as .txt, .json or .jsonl: the published form of the arXiv and PubMed
+                       data of Cohan et al. (2018). A file is split here. Texts are taken from
+                       --source-field and --target-field: a string, or a list of sentences.
+    --tsv PATH         a document, a tab and its summary a line; a directory holds train.tsv,
+                       valid.tsv (or val.tsv) and test.tsv, a file is split here
+    --directory DIR    NAME.txt with NAME.summary.txt beside it, in folders train, valid (or val)
+                       and test, or all in DIR, and then split here
+
+Where the split is made here, exact duplicates are dropped, and documents that copy from each
+other, or have one summary, stay in one part. A document that cannot be used (empty, not UTF-8, no
+JSON, without its partner...) is named in a warning, counted, and left out; one longer than
+--max-words is cut to that length.
+
+Written under --out:
+
+    raw/{train,valid,test}.{src,tgt}   text, one document a line
+    raw/{train,valid,test}.ids         the article_id or id in the JSON, or the file and line
+    spm/spm.model                      sentencepiece unigram model, trained on train only
+    spm/dict.txt                       its pieces as a fairseq dictionary, for source and target
+    spm/{train,valid,test}.{src,tgt}   encoded text, ready for:
+        fairseq-preprocess --source-lang src --target-lang tgt --trainpref OUT/spm/train ...
+            --srcdict OUT/spm/dict.txt --joined-dictionary
+    report.json                        counts, lengths, and what was dropped and why
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import heapq
+import itertools
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fairseq_updown.cli.support import UserError, positive, progress
+from fairseq_updown.data.document_corpus import (
+    SPLITS,
+    Document,
+    add_options,
+    build_corpus,
+    digest,
+    fingerprint,
+    make_splits,
+    one_line,
+    run,
+)
+
+KIND = "document corpus"
+NAMES = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
+FOLDER_NAMES = "train, valid (or val) and test"
+EVAL_DOCUMENTS = 250
+WARNINGS = 5  # shown of each kind
+SUMMARY = ".summary.txt"
+_TAGS = re.compile(r"</?S>")  # around each sentence of the published abstracts
+
+
+class Unfit(ValueError):
+    """A document that cannot be used, with the reason and, after a colon, the detail."""
+
+
+class Item(NamedTuple):
+    """A document not yet looked at: where it stands, and what reads its id and two texts."""
+
+    place: str
+    read: Callable[[], tuple[str, str, str]]
+
+
+# ------------------------------------------------------------------------------------ reading
+
+
+def text_of(content: bytes) -> str:
+    """The text in some bytes.
+
+    Raises:
+        Unfit: they are not UTF-8
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unfit(f"not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def file_content(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        Unfit: it cannot be read
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise Unfit(f"no partner file: {path.name} is missing") from error
+    except OSError as error:
+        raise Unfit(f"file that cannot be read: {error.strerror}") from error
+
+
+def json_text(record: dict[str, Any], field: str) -> str:
+    """The text in a field: a string, or lists of strings, joined.
+
+    Raises:
+        Unfit: there is no such field, or no text in it
+    """
+    if field not in record:
+        names = ", ".join(map(repr, itertools.islice(record, 8))) or "none"
+        raise Unfit(f'no field "{field}": there are {names}')
+
+    def strings(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            for part in value:
+                yield from strings(part)
+        else:
+            raise Unfit(f'field "{field}" is neither text nor a list of texts: {value!r:.40}')
+
+    return " ".join(strings(record[field]))
+
+
+def from_json(place: str, line: bytes, fields: tuple[str, str]) -> tuple[str, str, str]:
+    """Id, source and target in a line of JSON."""
+    try:
+        record = json.loads(text_of(line))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, Unfit):
+            raise
+        raise Unfit(f"not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise Unfit(f"no JSON object: {type(record).__name__}")
+    try:
+        source, target = (json_text(record, field) for field in fields)
+    except RecursionError as error:
+        raise Unfit("not JSON: nested too deep") from error
+    name = record.get("article_id", record.get("id"))
+    return str(name) if isinstance(name, str | int) else place, source, _TAGS.sub(" ", target)
+
+
+def from_tsv(place: str, line: bytes) -> tuple[str, str, str]:
+    """Id, source and target in a line of tab-separated text."""
+    columns = text_of(line).split("\t")
+    if len(columns) != 2:
+        raise Unfit(f"not two columns: {len(columns) - 1} tabs in the line")
+    return place, columns[0], columns[1]
+
+
+def lines_of(path: Path, read: Callable[[str, bytes], tuple[str, str, str]]) -> Iterator[Item]:
+    """The lines of a file as items; empty ones are passed over."""
+    with path.open("rb") as file:
+        for number, line in enumerate(progress(file, f"reading {path.name}"), 1):
+            if line.strip():
+                place = f"{path.name}:{number}"
+                yield Item(place, functools.partial(read, place, line))
+
+
+def files_of(folder: Path) -> Iterator[Item]:
+    """The documents in a directory, each with its summary; also those that lack their partner."""
+    names = {path.name for path in folder.iterdir() if path.name.endswith(".txt")}
+    stems = {name.removesuffix(SUMMARY).removesuffix(".txt") for name in names}
+
+    def read(stem: str) -> tuple[str, str, str]:
+        paths = (folder / f"{stem}.txt", folder / f"{stem}{SUMMARY}")
+        source, target = (text_of(file_content(path)) for path in paths)
+        return stem, source, target
+
+    for stem in sorted(stems):
+        yield Item(str(folder / f"{stem}.txt"), functools.partial(read, stem))
+
+
+# ----------------------------------------------------------------------------------- checking
+
+
+class Checker:
+    """Turns items into documents; counts and, up to a number, names those that are unfit."""
+
+    def __init__(self, max_words: int, report: dict[str, Any], drops: Counter[str]) -> None:
+        self.max_words = max_words
+        self.found: Counter[str] = Counter()
+        self.drops = drops
+        self.warned: Counter[str] = Counter()
+        report["found"] = self.found
+
+    def documents(self, items: Iterable[Item], limit: int | None) -> Iterator[Document]:
+        """The usable documents, at most ``limit``, each with a place of its own for an id."""
+        usable = filter(None, map(self.document, items))
+        yield from itertools.islice(usable, limit)
+
+    def document(self, item: Item) -> Document | None:
+        self.found["read"] += 1
+        try:
+            name, *texts = item.read()
+            source, target = map(one_line, texts)
+            if not source or not target:
+                raise Unfit(f"empty {'summary' if source else 'document'}")
+        except Unfit as unfit:
+            reason = str(unfit).partition(":")[0]
+            self.drops[reason] += 1
+            self.warn(item.place, reason, f"{unfit}: left out")
+            return None
+        words = source.split(" ", self.max_words)
+        if len(words) > self.max_words:
+            self.found["cut to --max-words"] += 1
+            self.warn(item.place, "cut", f"longer than {self.max_words} words: cut there")
+            source = " ".join(words[: self.max_words])
+        return Document(one_line(name) or item.place, source, target)
+
+    def warn(self, place: str, kind: str, message: str) -> None:
+        self.warned[kind] += 1
+        if self.warned[kind] <= WARNINGS:
+            print(f"warning: {place}: {message}", file=sys.stderr)
+        elif self.warned[kind] == WARNINGS + 1:
+            print(f"warning: {kind}: more of this kind, which are only counted", file=sys.stderr)
+
+
+def split_paths(option: str, folder: Path, endings: Sequence[str]) -> dict[str, Path]:
+    """Where each split stands in ``folder``; empty if none is there.
+
+    Raises:
+        UserError: only some are there
+    """
+    paths = {}
+    for split, names in NAMES.items():
+        made = (folder / f"{name}{ending}" for name in names for ending in endings)
+        existing = next((path for path in made if path.exists()), None)
+        if existing:
+            paths[split] = existing
+    if paths and len(paths) < len(SPLITS):
+        missing = ", ".join(name for name in SPLITS if name not in paths)
+        raise UserError(f"{option} {folder} lacks {missing}: give it {FOLDER_NAMES}, or one file")
+    return paths
+
+
+def find_input(args: argparse.Namespace) -> tuple[str, dict[str, Path]]:
+    """The option given and the path of each split, or of all under "" if it is to be split here.
+
+    Raises:
+        UserError: there is nothing of that form
+    """
+    forms = {"json_lines": (".txt", ".jsonl", ".json"), "tsv": (".tsv",), "directory": ("",)}
+    form = next(name for name in forms if getattr(args, name))
+    path, option = getattr(args, form).resolve(), f"--{form.replace('_', '-')}"
+    if not path.exists():
+        raise UserError(f"{option} {path} does not exist: give the documents that you have")
+    if path.is_file() and form == "directory":
+        raise UserError(f"{option} {path} is a file: give the directory, or use --tsv")
+    if path.is_file():
+        return form, {"": path}
+    paths = split_paths(option, path, forms[form])
+    if not paths and form != "directory":
+        endings = " or ".join(forms[form])
+        raise UserError(f"{option} {path} holds no {FOLDER_NAMES} with {endings}: give a file")
+    return form, paths or {"": path}
+
+
+def input_files(paths: Iterable[Path]) -> list[Path]:
+    """All files that the corpus is made from."""
+    return [
+        file
+        for path in paths
+        for file in ([path] if path.is_file() else sorted(path.glob("*.txt")))
+    ]
+
+
+def items_of(form: str, path: Path, args: argparse.Namespace) -> Iterator[Item]:
+    """The items in one file or directory."""
+    if form == "directory":
+        return files_of(path)
+    if form == "tsv":
+        return lines_of(path, from_tsv)
+    fields = (args.source_field, args.target_field)
+    return lines_of(path, lambda place, line: from_json(place, line, fields))
+
+
+def drawn(documents: Iterator[Document], args: argparse.Namespace) -> Iterator[Document]:
+    """At most --eval-documents of them, by a seeded hash; all where that is not given."""
+    if args.eval_documents is None:
+        return documents
+
+    def rank(document: Document) -> str:
+        return digest(f"{args.seed} {document.id}")
+
+    return iter(heapq.nsmallest(args.eval_documents, documents, key=rank))
+
+
+def build(args: argparse.Namespace) -> None:
+    """Build the corpus that ``args`` ask for, unless it is there."""
+    form, paths = find_input(args)
+    options = {form: str(getattr(args, form).resolve()), "max_words": args.max_words}
+    options["files"] = fingerprint(input_files(paths.values()))
+    if form == "json_lines":
+        options |= {"source_field": args.source_field, "target_field": args.target_field}
+
+    def read(report: dict[str, Any], drops: Counter[str]) -> Mapping[str, Iterable[Document]]:
+        checker = Checker(args.max_words, report, drops)
+
+        def documents(name: str) -> Iterator[Document]:
+            found = checker.documents(items_of(form, paths[name], args), args.max_documents)
+            return found if name in ("", "train") else drawn(found, args)
+
+        if "" not in paths:
+            return {name: documents(name) for name in SPLITS}
+        size = args.eval_documents or EVAL_DOCUMENTS
+        return make_splits(list(documents("")), size, args.seed, drops)
+
+    build_corpus(args, KIND, options, read)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(
+        parser.add_argument,
+        f"at most N documents in valid and in test (default {EVAL_DOCUMENTS} where the split is "
+        "made here, else all)",
+    )
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--json-lines", type=Path, metavar="PATH", help="a JSON object a line")
+    origin.add_argument("--tsv", type=Path, metavar="PATH", help="document, tab, summary a line")
+    origin.add_argument("--directory", type=Path, metavar="DIR", help="NAME.txt, NAME.summary.txt")
+    add = parser.add_argument
+    add("--source-field", default="article_text", metavar="NAME",
+        help="field of the document in --json-lines (default %(default)s)")  # fmt: skip
+    add("--target-field", default="abstract_text", metavar="NAME",
+        help="field of the summary in --json-lines (default %(default)s)")  # fmt: skip
+    add("--max-words", type=positive, default=100_000, metavar="N",
+        help="cut documents to N words (default %(default)s)")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; an error of the user's is one line and exit status 1."""
+    args = parse_args(argv)
+    return run("updown-prepare", lambda: build(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,379 @@
+"""Summarize text files, or standard input, with a trained checkpoint.
+
+    updown-summarize --checkpoint checkpoints/checkpoint_best.pt report.txt
+    updown-summarize --checkpoint C --data D --sentencepiece-model spm.model *.txt --out-dir out
+    updown-summarize --checkpoint C --lines --json-lines < one_document_a_line.txt
+
+Text is UTF-8, plain: the sentencepiece model cuts it into pieces. A document that is longer than
+the checkpoint takes is refused, unless --long says what to do: truncate keeps its start, window
+summarizes part after part and joins the summaries.
+
+A document that cannot be summarized is reported on standard error, the others are still done, and
+the exit status is 1. --json-lines prints an object a document: file, line (with --lines), summary,
+score (log2 of the probability over length ** lenpen, the mean of the windows), source_tokens,
+unknown_tokens, tokens_cut, windows, seconds (of generation, its share of its batch), output (with
+--out-dir); or file, line and error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from fairseq_updown.cli.support import UserError, progress, write_atomic
+from fairseq_updown.inference.summarizer import SPACE, Document, Summarizer, Summary, add_options
+
+STDIN = "-"
+SUFFIX = ".summary.txt"
+MANY_UNKNOWN = 0.2  # share of unknown pieces from which on to warn
+READ_AHEAD = 16  # batches' worth of tokens to read before generating, to batch by length
+
+_SENTENCE_END = re.compile(r"[.!?\u2026][\"'\u201d\u2019)\]]*$")
+_FULL_WIDTH_SENTENCE_END = re.compile(r"[\u3002\uff01\uff1f][\u300d\u300f\u201d\uff09]*$")
+
+
+class Input(NamedTuple):
+    """A document as it was read; `line` counts from 1, None where a file is a document."""
+
+    file: str
+    line: int | None
+    content: bytes | OSError
+
+
+class Job(NamedTuple):
+    """A document with what `--json-lines` prints of it, and the parts still to be summarized."""
+
+    record: dict[str, Any]
+    parts: list[Document]
+    notes: list[str]
+
+
+# ----------------------------------------------------------------------------------------- input
+
+
+def inputs(files: Sequence[str], by_line: bool) -> Iterator[Input]:
+    """Reads one document after the other; what cannot be read comes as the error."""
+    for file in files:
+        try:
+            with nullcontext(sys.stdin.buffer) if file == STDIN else open(file, "rb") as stream:
+                if by_line:
+                    for number, line in enumerate(stream, 1):
+                        yield Input(file, number, line)
+                else:
+                    yield Input(file, None, stream.read())
+        except OSError as error:
+            yield Input(file, None, error)
+
+
+def decode(content: bytes | OSError) -> str:
+    """The text of a document.
+
+    Raises:
+        UserError: it could not be read, is not UTF-8, or empty
+    """
+    if isinstance(content, OSError):
+        raise UserError(f"{content.strerror or content}: check the path")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"not UTF-8 (byte 0x{content[error.start]:02x} at position {error.start:,}): convert "
+            "it, for example with iconv -f latin1 -t utf-8"
+        ) from error
+    if not text.strip():
+        raise UserError("empty: a document needs at least one word")
+    return text
+
+
+def shown(file: str) -> str:
+    """A file name that can be printed; one need not be UTF-8."""
+    return os.fsencode(file).decode("utf-8", errors="replace")
+
+
+# --------------------------------------------------------------------------------------- windows
+
+
+def starts_sentence(pieces: Sequence[str], index: int) -> bool:
+    """Whether a sentence seems to end right before piece `index`."""
+    before = "".join(pieces[max(0, index - 3) : index])
+    if _FULL_WIDTH_SENTENCE_END.search(before):
+        return True
+    if not (pieces[index].startswith(SPACE) and _SENTENCE_END.search(before)):
+        return False
+    following = "".join(pieces[index : index + 2])[1:2]
+    return not following.islower()
+
+
+def window_ends(pieces: Sequence[str], limit: int) -> list[int]:
+    """Where to divide a document into windows of at most `limit` pieces, of similar length.
+
+    A window ends after a sentence, else after a word, if one ends in the second half of what it may
+    hold; else in mid-word.
+
+    Returns:
+        the ends, the last of them `len(pieces)`
+    """
+    ends = []
+    start = 0
+    while len(pieces) - start > limit:
+        remaining = len(pieces) - start
+        even = start + math.ceil(remaining / math.ceil(remaining / limit))
+        candidates = sorted(
+            range(start + limit // 2 + 1, start + limit + 1), key=lambda end: abs(end - even)
+        )
+        after_sentence = (end for end in candidates if starts_sentence(pieces, end))
+        after_word = (end for end in candidates if pieces[end].startswith(SPACE))
+        start = next(after_sentence, None) or next(after_word, even)
+        ends.append(start)
+    return [*ends, len(pieces)]
+
+
+def windows(summarizer: Summarizer, document: Document) -> list[Document]:
+    """Consecutive parts that the checkpoint takes; together they are the whole document."""
+    ends = window_ends(document.pieces, summarizer.max_source_tokens - 1)
+    return [summarizer.part(document, *span) for span in zip([0, *ends], ends)]
+
+
+# ----------------------------------------------------------------------------------- summarizing
+
+
+def fit(summarizer: Summarizer, document: Document, long: str) -> list[Document]:
+    """The parts of a document to be summarized, each of a length that the checkpoint takes.
+
+    Raises:
+        UserError: it is too long, and `long` is "refuse"
+    """
+    length, limit = len(document.tokens), summarizer.max_source_tokens
+    if length <= limit:
+        return [document]
+    if long == "truncate":
+        return [summarizer.truncate(document)]
+    if long == "window":
+        return windows(summarizer, document)
+    raise UserError(
+        f"{length:,} tokens, more than the {limit:,} that the checkpoint takes: give --long "
+        "truncate to summarize the start, or --long window to summarize part after part"
+    )
+
+
+def prepare(summarizer: Summarizer, item: Input, args: argparse.Namespace) -> Job:
+    """Encodes a document; on an error the job has no parts."""
+    record: dict[str, Any] = {"file": shown(item.file)}
+    if item.line is not None:
+        record["line"] = item.line
+    notes = []
+    try:
+        if args.out_dir:
+            check_output(output_path(args.out_dir, item.file), args)
+        document = summarizer.encode(decode(item.content))
+        if not summarizer.says_something(document):
+            raise UserError(
+                f"none of its {len(document.pieces):,} pieces is in the dictionary: it is no text "
+                "of the language and script that the checkpoint was trained on"
+            )
+        parts = fit(summarizer, document, args.long)
+    except UserError as error:
+        return Job({**record, "error": str(error)}, [], [])
+    length, unknown = len(document.tokens), summarizer.unknown(document)
+    cut = length - len(parts[0].tokens) if args.long == "truncate" else 0
+    if cut:
+        notes.append(f"{cut:,} of {length:,} tokens cut off (--long truncate)")
+    if len(parts) > 1:
+        notes.append(f"{length:,} tokens summarized in {len(parts):,} windows")
+    if unknown > MANY_UNKNOWN * length:
+        notes.append(f"{unknown:,} of {length:,} tokens are unknown to the checkpoint")
+    figures = dict(source_tokens=length, unknown_tokens=unknown, tokens_cut=cut)
+    return Job({**record, **figures, "windows": len(parts)}, parts, notes)
+
+
+def finish(job: Job, summaries: Sequence[Summary]) -> dict[str, Any]:
+    """The record of a document whose parts are summarized."""
+    return {
+        **job.record,
+        "summary": " ".join(summary.text for summary in summaries),
+        "score": sum(summary.score for summary in summaries) / len(summaries),
+        "seconds": round(sum(summary.seconds for summary in summaries), 4),
+    }
+
+
+def generate(summarizer: Summarizer, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+    """The records of some documents, generated together, in their order."""
+    try:
+        found = iter(summarizer.summarize([part for job in jobs for part in job.parts]))
+        for job in jobs:
+            yield finish(job, [next(found) for _ in job.parts]) if job.parts else job.record
+    except UserError as error:
+        if len(jobs) == 1:
+            yield {**jobs[0].record, "error": str(error)}
+        else:  # one of them is the culprit
+            for job in jobs:
+                yield from generate(summarizer, [job])
+
+
+def records(summarizer: Summarizer, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The records of all documents, in their order."""
+    jobs: list[Job] = []
+    tokens = 0
+    for item in inputs(args.files, args.lines):
+        job = prepare(summarizer, item, args)
+        for note in job.notes:
+            warn(job.record, note)
+        jobs.append(job)
+        tokens += sum(len(part.tokens) for part in job.parts)
+        if tokens >= READ_AHEAD * summarizer.max_tokens:
+            yield from generate(summarizer, jobs)
+            jobs, tokens = [], 0
+    yield from generate(summarizer, jobs)
+
+
+# ---------------------------------------------------------------------------------------- output
+
+
+def say(text: str, stream: Any) -> None:
+    """Prints beside a progress bar."""
+    tqdm.write(text, file=stream)
+    stream.flush()
+
+
+def warn(record: dict[str, Any], message: str) -> None:
+    name = "standard input" if record["file"] == STDIN else record["file"]
+    line = f", line {record['line']}" if "line" in record else ""
+    say(f"summarize: {name}{line}: {message}", sys.stderr)
+
+
+def output_path(directory: Path, file: str) -> Path:
+    """Where the summary of a file goes."""
+    name = "stdin" if file == STDIN else Path(file).name
+    return directory / f"{name.removesuffix('.txt')}{SUFFIX}"
+
+
+def check_output(path: Path, args: argparse.Namespace) -> None:
+    """Refuses to replace what is there, and to replace an input whatever the options are."""
+    if not os.path.lexists(path):
+        return
+    if any(file != STDIN and path.resolve() == Path(file).resolve() for file in args.files):
+        raise UserError(f"its summary would replace the input {path}: give another --out-dir")
+    if not args.overwrite:
+        raise UserError(f"{path} exists: give --overwrite to replace it, or another --out-dir")
+
+
+def write_output(record: dict[str, Any], file: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Writes a summary into the output directory; returns the record with what came of it."""
+    path = output_path(args.out_dir, file)
+    try:
+        check_output(path, args)
+        write_atomic(path, record["summary"] + "\n")
+    except (UserError, OSError) as error:
+        return {"file": record["file"], "error": f"not written: {error}"}
+    return {**record, "output": shown(str(path))}
+
+
+def show(record: dict[str, Any], args: argparse.Namespace) -> None:
+    """Prints what was asked for."""
+    if "error" in record:
+        warn(record, f"error: {record['error']}")
+    if args.json_lines:
+        say(json.dumps(record, ensure_ascii=False), sys.stdout)
+    elif args.lines:
+        say(record.get("summary", ""), sys.stdout)  # an empty line keeps the others in step
+    elif "summary" in record and not args.out_dir:
+        header = f"==> {record['file']} <==\n" if len(args.files) > 1 else ""
+        say(header + record["summary"] + ("\n" if header else ""), sys.stdout)
+
+
+# ------------------------------------------------------------------------------------------ main
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILE", help="a document each; - or none: standard input")
+    add("--lines", action="store_true", help="each line of the input is a document")
+    add(
+        "--long",
+        choices=("refuse", "truncate", "window"),
+        default="refuse",
+        help="what to do with a document longer than the checkpoint takes (default %(default)s)",
+    )
+    add("--json-lines", action="store_true", help="print a JSON object for each document")
+    add("--out-dir", type=Path, metavar="DIR", help=f"write DIR/NAME{SUFFIX} for each file")
+    add("--overwrite", action="store_true", help="replace summaries that are in --out-dir")
+    add_options(parser)
+    args = parser.parse_args(argv)
+    args.files = args.files or [STDIN]
+    if args.lines and args.out_dir:
+        parser.error("--out-dir writes a summary for each file: leave out --lines")
+    if args.overwrite and not args.out_dir:
+        parser.error("--overwrite goes with --out-dir")
+    return args
+
+
+def check_out_dir(args: argparse.Namespace) -> None:
+    """Refuses an output directory that cannot hold all the summaries."""
+    if args.out_dir.exists() and not args.out_dir.is_dir():
+        raise UserError(f"--out-dir {args.out_dir} is not a directory: give another path")
+    taken: dict[Path, str] = {}
+    for file in args.files:
+        path = output_path(args.out_dir, file)
+        if path in taken:
+            raise UserError(
+                f"the summaries of {shown(taken[path])} and {shown(file)} would both be "
+                f"{shown(str(path))}: summarize them into different directories"
+            )
+        taken[path] = file
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.out_dir:
+        check_out_dir(args)
+    if STDIN in args.files and sys.stdin is None:
+        raise UserError("standard input is closed: name the files to summarize")
+    summarizer = Summarizer.from_options(args)
+    if STDIN in args.files and sys.stdin.isatty():
+        say("summarize: reading standard input; end it with Ctrl-D", sys.stderr)
+    failed = count = 0
+    total = None if args.lines else len(args.files)
+    for record in progress(records(summarizer, args), "documents", total):
+        if args.out_dir and "summary" in record:
+            record = write_output(record, args.files[count], args)
+        show(record, args)
+        failed += "error" in record
+        count += 1
+    if args.out_dir:
+        say(f"summarize: {count - failed:,} summaries are in {args.out_dir}", sys.stderr)
+    if failed and count > 1:
+        say(f"summarize: {failed:,} of {count:,} documents failed", sys.stderr)
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        return run(args)
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (UserError, OSError) as error:
+        raise SystemExit(f"updown-summarize: error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

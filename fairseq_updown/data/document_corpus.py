@@ -1,0 +1,288 @@
+"""Corpora of long documents: copies found, splits made, text written and encoded."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import re
+import sys
+import time
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fairseq_updown.cli.support import (
+    REPORT,
+    UserError,
+    already_built,
+    atomic_directory,
+    positive,
+    progress,
+    read_lines,
+    to_json,
+)
+from fairseq_updown.data.parallel_text import Groups, encode_parallel, near_copies
+
+SPLITS = ("train", "valid", "test")
+SUFFIXES = ("src", "tgt")
+COPY_RUN = 5  # words; as in near_copies
+COPY_CHARACTERS = 50_000_000  # in larger corpora only a sample of all runs is compared
+COPY_SHARE = 0.4  # of the shorter text's runs that the longer must hold to be its copy
+COPY_MIN = 8  # sampled runs of a text to be compared at all
+COMMON_RUN = 30  # a run that more texts than this share tells nothing
+TARGET_WORDS = 8  # of a target that no two texts have by chance
+MODEL_DOCUMENTS = 2500  # that the sentencepiece model is trained on
+MODEL_CHARACTERS = 5000  # of each
+
+_UNWANTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2581\ufeff\ud800-\udfff]")
+
+
+class Document(NamedTuple):
+    """A pair with its id; documents that share one of their keys stay in one split."""
+
+    id: str
+    source: str
+    target: str
+    keys: tuple[str, ...] = ()
+
+
+Reader = Callable[[dict[str, Any], Counter[str]], Mapping[str, Iterable[Document]]]
+
+
+def digest(text: str) -> str:
+    """A hash that is the same in every process."""
+    return hashlib.sha1(text.encode("utf-8")).hexdigest()
+
+
+def one_line(text: str) -> str:
+    """Collapse white space; drop control characters, surrogates and sentencepiece's space."""
+    return " ".join(_UNWANTED.sub(" ", text).split())
+
+
+def folded(text: str) -> str:
+    """What two texts must share to count as the same: their words; every number is 0."""
+    return " ".join(re.sub(r"\d+", "0", re.sub(r"[\W_]+", " ", text.lower())).split())
+
+
+# -------------------------------------------------------------------------------------- copies
+
+
+class WordNumbers(dict[str, int]):
+    """A number for each word, the same in every process; kept, for words come again."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = number = zlib.crc32(word.encode("utf-8"))
+        return number
+
+
+def sampled_runs(text: str, share: int, numbers_of: WordNumbers) -> np.ndarray:
+    """Hashes of one in ``share`` of the text's runs of words: the same are drawn in every text."""
+    words = re.findall(r"\w+", text.lower())
+    numbers = np.fromiter(map(numbers_of.__getitem__, words), np.uint64, len(words))
+    if len(numbers) < COPY_RUN:
+        return np.zeros(0, dtype=np.uint64)
+    runs: Any = np.zeros(len(numbers) - COPY_RUN + 1, dtype=np.uint64)
+    for place in range(COPY_RUN):
+        runs *= np.uint64(0x9E3779B97F4A7C15)
+        runs += numbers[place : place + len(runs)]
+        runs ^= runs >> np.uint64(29)
+    runs *= np.uint64(0xBF58476D1CE4E5B9)
+    return np.unique(runs[(runs >> np.uint64(40)) % np.uint64(share) == 0])
+
+
+def copies(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Pairs of texts of which one holds, by a sample, much of the other."""
+    known = WordNumbers()
+    share = 1 + sum(map(len, texts)) // COPY_CHARACTERS
+    runs = [sampled_runs(text, share, known) for text in progress(texts, "reading", len(texts))]
+    values = np.concatenate([*runs, np.zeros(0, dtype=np.uint64)])
+    owners: Any = np.repeat(np.arange(len(runs)), [len(found) for found in runs])
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.diff(values[order], prepend=np.uint64(0), append=np.uint64(0)))
+    sizes = np.diff(starts)
+    shared: Counter[tuple[int, int]] = Counter()
+    for place in np.flatnonzero((sizes >= 2) & (sizes <= COMMON_RUN)):
+        group = owners[order[starts[place] : starts[place + 1]]].tolist()
+        shared.update(itertools.combinations(group, 2))
+    for (a, b), count in sorted(shared.items()):
+        smaller = min(len(runs[a]), len(runs[b]))
+        if smaller >= COPY_MIN and count >= COPY_SHARE * smaller:
+            yield a, b
+
+
+def groups(documents: Sequence[Document]) -> list[str]:
+    """For each document the name of its group: linked by keys, targets or copied text."""
+    linked = Groups()
+    names = [f"document {document.id}" for document in documents]
+    for name, document in zip(names, documents):
+        target = folded(document.target)
+        shared = [f"target {target}"] if len(target.split()) >= TARGET_WORDS else []
+        for key in (*document.keys, *shared):
+            linked.link(name, f"key {key}")
+    for a, b in copies([document.source for document in documents]):
+        linked.link(names[a], names[b])
+    members: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        members[linked.root(name)].append(name)
+    return [min(members[linked.root(name)]) for name in names]
+
+
+# -------------------------------------------------------------------------------------- splits
+
+
+def make_splits(
+    documents: list[Document], eval_documents: int, seed: int, drops: Counter[str]
+) -> dict[str, list[Document]]:
+    """Draw whole groups, in the order of a seeded hash, for test, valid and train.
+
+    Valid and test get at most ``eval_documents`` each, and a tenth of all; train loses what is
+    still a near-copy of a document held out.
+
+    Raises:
+        UserError: too few documents for three splits
+    """
+    chosen = without_duplicates(documents)
+    drops["duplicate"] += len(documents) - len(chosen)
+    members: dict[str, list[Document]] = defaultdict(list)
+    for name, document in zip(groups(chosen), chosen):
+        members[name].append(document)
+    size = min(eval_documents, len(chosen) // 10)
+    parts: dict[str, list[Document]] = {name: [] for name in SPLITS}
+    for name in sorted(members, key=lambda name: digest(f"{seed} {name}")):
+        own = members[name]
+        fits = len(own) <= max(1, size // 4)
+        room = (part for part in ("test", "valid") if len(parts[part]) + len(own) <= size)
+        parts[next(room, "train") if fits else "train"].extend(own)
+    parts["valid"] = without_copies(parts["valid"], parts["test"], "valid", drops)
+    parts["train"] = without_copies(parts["train"], parts["valid"] + parts["test"], "train", drops)
+    empty = [name for name, part in parts.items() if not part]
+    if empty:
+        raise UserError(
+            f"{len(documents)} documents leave none for {' and '.join(empty)}: give more of them "
+            "(20 at least), or raise --max-documents"
+        )
+    return parts
+
+
+def without_duplicates(documents: Iterable[Document]) -> list[Document]:
+    """The first of all documents that differ in case and punctuation only, with all their keys."""
+    first: dict[str, Document] = {}
+    for document in documents:
+        words = " ".join(re.findall(r"\w+", document.source.lower())) or document.source
+        kept = first.setdefault(words, document)
+        if kept is not document:
+            first[words] = kept._replace(keys=kept.keys + document.keys)
+    return list(first.values())
+
+
+def without_copies(
+    part: list[Document], held_out: list[Document], name: str, drops: Counter[str]
+) -> list[Document]:
+    """The documents that are no near-copies of a held-out one; the others are counted."""
+    own, others = ([document[1:3] for document in side] for side in (part, held_out))
+    copied = near_copies(own, others, f"near-copies in {name}")
+    drops[f"{name}: near-copy of a held-out document"] += sum(copied)
+    return [document for document, is_copy in zip(part, copied) if not is_copy]
+
+
+# -------------------------------------------------------------------------------------- output
+
+
+def write_raw(raw: Path, name: str, documents: Iterable[Document]) -> None:
+    """Write a split's ``.src``, ``.tgt`` and ``.ids`` as its documents come.
+
+    Raises:
+        UserError: there are none
+    """
+    paths = [raw / f"{name}.{end}" for end in (*SUFFIXES, "ids")]
+    src, tgt, ids = (path.open("w", encoding="utf-8", newline="\n") for path in paths)
+    with src, tgt, ids:
+        for document in documents:
+            src.write(f"{document.source}\n")
+            tgt.write(f"{document.target}\n")
+            ids.write(f"{document.id}\n")
+    if not paths[0].stat().st_size:
+        raise UserError(f"no document is left for {name}: see above why, and give others")
+
+
+def model_texts(raw: Path, seed: int) -> Iterator[str]:
+    """Targets, and a window of each source, from a bounded sample of train."""
+    ranks = [digest(f"{seed} {name}") for name in read_lines(raw / "train.ids")]
+    chosen = set(sorted(ranks)[:MODEL_DOCUMENTS])
+    sides = (read_lines(raw / f"train.{suffix}") for suffix in SUFFIXES)
+    for rank, source, target in zip(ranks, *sides):
+        if rank in chosen:
+            start = int(rank, 16) % max(1, len(source) - MODEL_CHARACTERS)
+            yield source[start : start + MODEL_CHARACTERS]
+            yield target[:MODEL_CHARACTERS]
+
+
+def build_corpus(
+    args: argparse.Namespace, kind: str, options: dict[str, Any], read: Reader
+) -> None:
+    """Build the corpus at ``args.out``, unless it is there; print its report.
+
+    Args:
+        args: with the options of :func:`add_options`
+        kind: what the output is called in ``report.json``
+        options: what else the corpus depends on
+        read: returns each split's documents, given the report to add to, and the counts of what
+            was dropped by reason; both may still change while the documents are drawn
+    """
+    out, start = args.out.resolve(), time.monotonic()
+    names = ("vocab_size", "eval_documents", "max_documents", "seed")
+    options = {name: getattr(args, name) for name in names} | options
+    if already_built(out, kind, options, args.overwrite):
+        print(f"{out} is complete (made with the same options): nothing to do")
+        return
+    report: dict[str, Any] = {"kind": kind, "options": options}
+    drops: Counter[str] = Counter()
+    with atomic_directory(out) as partial:
+        splits = read(report, drops)
+        (partial / "raw").mkdir()
+        for name in SPLITS:
+            write_raw(partial / "raw", name, splits[name])
+        report["dropped"] = dict(sorted((+drops).items()))
+        print("training sentencepiece and encoding", file=sys.stderr, flush=True)
+        texts = model_texts(partial / "raw", args.seed)
+        report["splits"] = encode_parallel(partial, SPLITS, SUFFIXES, texts, args.vocab_size)
+        (partial / REPORT).write_text(to_json(report), encoding="utf-8")
+    print(to_json(report), end="")
+    print(f"wrote {out} in {time.monotonic() - start:.0f} s")
+
+
+# ------------------------------------------------------------------------------- command line
+
+
+def add_options(add: Callable[..., Any], eval_help: str, eval_documents: int | None = None) -> None:
+    """Add the options that all corpora of documents have."""
+    add("--out", type=Path, required=True, metavar="DIR", help="directory to create")
+    add("--vocab-size", type=positive, default=8000, metavar="N", help="pieces (default 8000)")
+    add("--eval-documents", type=positive, default=eval_documents, metavar="N", help=eval_help)
+    add("--max-documents", type=positive, metavar="N", help="take only N, for a quick trial")
+    add("--seed", type=int, default=1, help="for the split and what is drawn (default 1)")
+    add("--overwrite", action="store_true", help="replace a corpus that this script made before")
+
+
+def run(name: str, build: Callable[[], None]) -> int:
+    """Run a script; an error of the user's is one line and exit status 1."""
+    try:
+        build()
+    except (UserError, OSError) as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Changes when one of the files does (by name, size and time)."""
+    seen = ((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+    return digest(repr(sorted(seen)))

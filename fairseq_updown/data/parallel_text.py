@@ -1,0 +1,183 @@
+"""Corpora of aligned text: split without near-copies, encoded by sentencepiece, counted."""
+
+from __future__ import annotations
+
+import io
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from fairseq_updown.cli.support import UserError, progress, read_lines, write_lines
+
+SHINGLE = 5
+NEAR_COPY = 0.5
+NEAR_COPY_SAME_TARGET = 0.25
+
+
+class Groups:
+    """Keys that were linked, directly or through others, form a group (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def root(self, key: str) -> str:
+        """The name of the key's group: the least of the roots that were linked."""
+        parent = self._parent
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    def link(self, one: str, other: str) -> None:
+        first, second = sorted((self.root(one), self.root(other)))
+        self._parent[second] = first
+
+
+def _shingles(text: str) -> set[int]:
+    """Hashes of all runs of SHINGLE words (of the whole, if shorter)."""
+    words = re.findall(r"\w+", text.lower())
+    return {hash(run) for run in zip(*(words[i:] for i in range(min(SHINGLE, len(words)))))}
+
+
+def near_copies(
+    pairs: Sequence[tuple[str, str]], held_out: Sequence[tuple[str, str]], label: str
+) -> list[bool]:
+    """Which (source, target) pairs nearly copy a held-out one.
+
+    Two are near-copies at a Jaccard index of NEAR_COPY over their sources' word shingles, or of
+    NEAR_COPY_SAME_TARGET if their targets are the same. Compared exactly, by an inverted index.
+    """
+    index: dict[int, list[int]] = {}
+    sizes = []
+    for number, (source, _) in enumerate(held_out):
+        found = _shingles(source)
+        sizes.append(len(found))
+        for shingle in found:
+            index.setdefault(shingle, []).append(number)
+
+    def is_near_copy(source: str, target: str) -> bool:
+        own = _shingles(source)
+        shared = Counter(number for shingle in own for number in index.get(shingle, ()))
+        for number, common in shared.items():
+            same_target = target.lower() == held_out[number][1].lower()
+            threshold = NEAR_COPY_SAME_TARGET if same_target else NEAR_COPY
+            if common >= threshold * (len(own) + sizes[number] - common):
+                return True
+        return False
+
+    return [is_near_copy(*pair) for pair in progress(pairs, label, len(pairs))]
+
+
+def lengths(values: Iterable[int]) -> dict[str, float]:
+    """Median, 90th percentile and longest."""
+    ordered = sorted(values)
+    ninetieth = ordered[int(0.9 * (len(ordered) - 1))]
+    return {"median": statistics.median(ordered), "90%": ninetieth, "longest": ordered[-1]}
+
+
+def train_sentencepiece(
+    texts: Iterable[str], vocab_size: int, path: Path
+) -> sentencepiece.SentencePieceProcessor:
+    """Train a unigram model, write it to ``path``, and return it. The same texts give the same."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,  # a model written by name would hold that name
+            model_type="unigram",
+            vocab_size=vocab_size,
+            character_coverage=0.9999,  # the default of 0.9995 loses Q, % and ?
+            bos_id=-1,  # fairseq adds its own
+            eos_id=-1,
+            max_sentence_length=1 << 24,  # bytes; longer documents would be left out
+            num_threads=1,  # sums in a fixed order
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(f"--vocab-size {vocab_size} does not suit this corpus: {error}") from error
+    path.write_bytes(model.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def write_parallel(
+    out: Path,
+    splits: dict[str, dict[str, list[str]]],
+    model_texts: Iterable[str],
+    vocab_size: int,
+) -> dict[str, dict[str, Any]]:
+    """Write ``raw/`` text, and ``spm/`` with the model, ``dict.txt`` and the encoded text.
+
+    Args:
+        out: directory to write into
+        splits: texts by split ("train", ...), then by language suffix, all of a split aligned
+        model_texts: what to train the sentencepiece model on
+        vocab_size: its number of pieces, with the unknown piece
+
+    Returns:
+        for each split the number of pairs, and for each suffix its lengths in words and pieces
+        (without end of sentence) and the number of unknown pieces
+    """
+    raw = out / "raw"
+    raw.mkdir()
+    for name, sides in splits.items():
+        for suffix, texts in sides.items():
+            write_lines(raw / f"{name}.{suffix}", texts)
+    suffixes = list(next(iter(splits.values())))
+    return encode_parallel(out, list(splits), suffixes, model_texts, vocab_size)
+
+
+def encode_parallel(
+    out: Path,
+    names: Sequence[str],
+    suffixes: Sequence[str],
+    model_texts: Iterable[str],
+    vocab_size: int,
+) -> dict[str, dict[str, Any]]:
+    """Write ``spm/`` for the text in ``raw/``, a line at a time; see :func:`write_parallel`."""
+    spm = out / "spm"
+    spm.mkdir()
+    model = train_sentencepiece(model_texts, vocab_size, spm / "spm.model")
+    vocabulary = [model.id_to_piece(number) for number in range(model.get_piece_size())]
+    known = dict.fromkeys(
+        piece for piece in vocabulary if piece != model.id_to_piece(model.unk_id())
+    )
+    counts: Counter[str] = Counter()
+    figures: dict[str, dict[str, Any]] = {}
+    for name in names:
+        figures[name] = {}
+        for suffix in suffixes:
+            file = f"{name}.{suffix}"
+            words, pieces, seen = encode_lines(model, out / "raw" / file, spm / file)
+            figures[name]["pairs"] = len(words)
+            figures[name][suffix] = {
+                "words": lengths(words),
+                "pieces": lengths(pieces),
+                "unknown pieces": sum(count for piece, count in seen.items() if piece not in known),
+            }
+            if name == "train":
+                counts += seen
+    write_lines(spm / "dict.txt", (f"{piece} {counts[piece]}" for piece in known))
+    return figures
+
+
+def encode_lines(
+    model: sentencepiece.SentencePieceProcessor, raw: Path, encoded: Path
+) -> tuple[list[int], list[int], Counter[str]]:
+    """Encode a file by lines; return each one's words and pieces, and how often pieces occur."""
+    words: list[int] = []
+    pieces: list[int] = []
+    seen: Counter[str] = Counter()
+    with encoded.open("w", encoding="utf-8", newline="\n") as file:
+        for text in progress(read_lines(raw), f"encoding {raw.name}"):
+            found = model.encode(text, out_type=str)
+            file.write(" ".join(found) + "\n")
+            words.append(len(text.split()))
+            pieces.append(len(found))
+            seen.update(found)
+    return words, pieces, seen

@@ -1,0 +1,199 @@
+"""Loading what fairseq-train left, with an error that names the remedy for whatever is amiss."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from fairseq import checkpoint_utils, tasks, utils
+from fairseq.data import data_utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+from fairseq_updown.cli.support import UserError
+from fairseq_updown.decoding.repeats import mend
+
+SENTENCEPIECE_MODEL = "spm.model"
+SAME_VOCABULARY = 0.9  # least share of the dictionary that the sentencepiece model must know
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def usable_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device {name} cannot be used ({first_line(error)}): give cpu, or a GPU that there "
+            "is"
+        ) from error
+    return device
+
+
+def _split_checkpoints(checkpoint: Path) -> list[Path]:
+    """The files of an ensemble, all of them there."""
+    whole = Path(checkpoint)
+    paths = [whole] if whole.exists() else [Path(x) for x in str(whole).split(os.pathsep) if x]
+    for path in paths:
+        if not path.is_file():
+            what = "is a directory" if path.is_dir() else "does not exist"
+            raise UserError(
+                f"--checkpoint {path} {what}: give a file that fairseq-train saved, such as "
+                "checkpoints/checkpoint_best.pt"
+            )
+    return paths
+
+
+def _read_checkpoint(path: Path, data: Path | None) -> dict[str, Any]:
+    """The stored state, with `cfg`; torch's safe loader refuses all but what fairseq stores."""
+    overrides: dict[str, Any] = {"eval_bleu": False, "eval_rouge": False}
+    if data is not None:
+        overrides["data"] = str(data)
+    try:
+        state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
+        if not state.get("cfg"):
+            state["cfg"] = convert_namespace_to_omegaconf(state["args"])
+        parameters = [value for value in state["model"].values() if torch.is_tensor(value)]
+    except OSError as error:
+        raise UserError(f"--checkpoint {path}: {first_line(error)}: check the file") from error
+    except pickle.UnpicklingError as error:  # its text advises to load unsafely
+        raise UserError(
+            f"--checkpoint {path} is no fairseq checkpoint, or holds objects that torch's safe "
+            "loader refuses: give a file that fairseq-train saved"
+        ) from error
+    except Exception as error:  # whatever a file of another kind makes the loader stumble over
+        raise UserError(
+            f"--checkpoint {path} is no complete fairseq checkpoint ({first_line(error)}): give a "
+            "file that fairseq-train saved"
+        ) from error
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise UserError(
+            f"--checkpoint {path} has parameters that are not finite: its training diverged; give "
+            "an earlier checkpoint"
+        )
+    return state
+
+
+def _languages(cfg: Any, directory: Path) -> tuple[str, str]:
+    """The suffixes of the source's and the target's dictionary.
+
+    A checkpoint names them if the command line of its training did; else the data files do.
+    """
+    found = (cfg.source_lang, cfg.target_lang)
+    if None in found and directory.is_dir():
+        found = data_utils.infer_language_pair(str(directory))
+    source, target = found
+    return source or "src", target or "tgt"
+
+
+def _setup_task(state: dict[str, Any], path: Path, data: Path | None) -> Any:
+    """The checkpoint's task with its dictionaries."""
+    cfg = state["cfg"].task
+    if "source_lang" not in cfg or "data" not in cfg:
+        raise UserError(
+            f"--checkpoint {path} was trained for the task {cfg.get('_name')}, which has no source "
+            "and target language: give one of --task translation or --task summarization"
+        )
+    directory = Path(utils.split_paths(cfg.data)[0])
+    origin = f"--data {directory}" if data else f"the data directory of training, {directory},"
+    cfg.source_lang, cfg.target_lang = _languages(cfg, directory)
+    for language in (cfg.source_lang, cfg.target_lang):
+        dictionary = directory / f"dict.{language}.txt"
+        if not dictionary.is_file():
+            raise UserError(
+                f"{origin} has no {dictionary.name}: give --data with the directory that "
+                "fairseq-preprocess made for this checkpoint"
+            )
+    try:
+        return tasks.setup_task(cfg, from_checkpoint=True)
+    except Exception as error:
+        raise UserError(
+            f"{origin} does not fit --checkpoint {path} ({first_line(error)}): give the "
+            "directory that fairseq-preprocess made for it"
+        ) from error
+
+
+def _build_model(task: Any, state: dict[str, Any], path: Path) -> Any:
+    """The model with the stored parameters."""
+    sides = {
+        "encoder": (task.source_dictionary, task.cfg.source_lang),
+        "decoder": (task.target_dictionary, task.cfg.target_lang),
+    }
+    directory = utils.split_paths(task.cfg.data)[0]
+    for side, (dictionary, language) in sides.items():
+        embedding = state["model"].get(f"{side}.embed_tokens.weight")
+        if embedding is not None and embedding.size(0) != len(dictionary):
+            raise UserError(
+                f"{directory}/dict.{language}.txt makes a dictionary of {len(dictionary):,}, but "
+                f"--checkpoint {path} was trained with one of {embedding.size(0):,}: give --data "
+                "with the directory that fairseq-preprocess made for it"
+            )
+    try:
+        (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task(
+            [str(path)], task=task, state=state
+        )
+    except Exception as error:
+        raise UserError(f"--checkpoint {path} does not load: {first_line(error)}") from error
+    return model
+
+
+def load_models(checkpoint: Path, data: Path | None) -> tuple[Any, list[Any]]:
+    """The task of the first checkpoint, and the models of all."""
+    paths = _split_checkpoints(checkpoint)
+    states = [_read_checkpoint(path, data) for path in paths]
+    task = _setup_task(states[0], paths[0], data)
+    return task, [_build_model(task, *found) for found in zip(states, paths)]
+
+
+def load_sentencepiece(path: Path | None, task: Any) -> sentencepiece.SentencePieceProcessor:
+    """The sentencepiece model that the entries of the source dictionary come from."""
+    path = path or Path(utils.split_paths(task.cfg.data)[0]) / SENTENCEPIECE_MODEL
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"sentencepiece model {path}: {error.strerror}: give --sentencepiece-model with the "
+            "model that the training text was encoded with"
+        ) from error
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=content or b"\0")
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} is no sentencepiece model ({first_line(error)}): give --sentencepiece-model"
+        ) from error
+    known = {model.id_to_piece(number) for number in range(model.get_piece_size())}
+    words = task.source_dictionary.symbols[task.source_dictionary.nspecial :]
+    shared = sum(word in known for word in words)
+    if shared < SAME_VOCABULARY * len(words):
+        raise UserError(
+            f"sentencepiece model {path} knows {shared:,} of the {len(words):,} entries of the "
+            "dictionary, so the training text was encoded with another: give that as "
+            "--sentencepiece-model"
+        )
+    return model
+
+
+def build_generator(task: Any, models: Sequence[Any], search: Namespace) -> Any:
+    """fairseq's beam search, with options that it would fail on, or not heed, put right."""
+    longest = min(search.max_len_b, *(model.max_decoder_positions() - 1 for model in models))
+    if search.min_len > longest:
+        raise UserError(
+            f"--min-len {search.min_len} is more than the {longest} pieces of a longest summary "
+            "(--max-len-b, and the checkpoint's --max-target-positions): make it smaller"
+        )
+    if search.max_len_a < 0:
+        raise UserError(f"--max-len-a {search.max_len_a} is below 0: give 0 or more")
+    if search.no_repeat_ngram_size == 1:
+        raise UserError(
+            "--no-repeat-ngram-size 1 would allow each piece once only: give 0 (off), 2 or more"
+        )
+    return mend(task.build_generator(models, search))

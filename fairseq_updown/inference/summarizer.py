@@ -1,0 +1,346 @@
+"""A trained checkpoint with its dictionary and sentencepiece model: text in, summaries out."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import math
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sentencepiece
+import torch
+from fairseq import utils
+from fairseq.data import data_utils
+from torch import Tensor
+
+from fairseq_updown.cli.support import UserError, positive, progress
+from fairseq_updown.inference.loading import (
+    SENTENCEPIECE_MODEL,
+    build_generator,
+    first_line,
+    load_models,
+    load_sentencepiece,
+    usable_device,
+)
+
+logger = logging.getLogger(__name__)
+
+SPACE = "\u2581"  # sentencepiece's mark for the space before a word
+
+
+class Document(NamedTuple):
+    """An encoded source.
+
+    Attributes:
+        text: as given, or as its pieces spell it for a part of a document.
+        pieces: sentencepiece pieces, without end of sentence.
+        tokens: `(len(pieces) + 1,)` long, the pieces' numbers and end of sentence.
+    """
+
+    text: str
+    pieces: list[str]
+    tokens: Tensor
+
+
+class Summary(NamedTuple):
+    """A generated text.
+
+    Attributes:
+        text: what is to be read.
+        tokens: `(length,)` long, with end of sentence.
+        score: as fairseq prints it: log2 of the probability, over length ** lenpen.
+        seconds: this document's share, by its length, of the time its batch took.
+    """
+
+    text: str
+    tokens: Tensor
+    score: float
+    seconds: float = 0.0
+
+
+class Summarizer:
+    """A trained checkpoint with its dictionary and sentencepiece model, loaded once.
+
+    Attributes:
+        task: the fairseq task of the (first) checkpoint, with its dictionaries.
+        models: the ensemble, in eval mode on `device`; `model` is its first.
+        generator: fairseq's beam search over them.
+        sentencepiece: the model that cuts text into pieces.
+        max_source_tokens: what the models take, end of sentence included.
+        max_tokens: most source tokens, padding included, of a batch of several documents.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        models: Sequence[Any],
+        generator: Any,
+        sentencepiece_model: sentencepiece.SentencePieceProcessor,
+        max_tokens: int,
+    ):
+        self.task = task
+        self.models = list(models)
+        self.generator = generator
+        self.sentencepiece = sentencepiece_model
+        self.max_tokens = max_tokens
+        positions = [task.max_positions(), *(model.max_positions() for model in self.models)]
+        self.max_source_tokens: int = utils.resolve_max_positions(*positions)[0]
+
+    @property
+    def model(self) -> Any:
+        return self.models[0]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Path,
+        data: Path | None = None,
+        sentencepiece_model: Path | None = None,
+        *,
+        device: str = "cpu",
+        fp16: bool = False,
+        max_tokens: int = 8192,
+        beam: int = 4,
+        lenpen: float = 1.5,
+        unkpen: float = 0.0,
+        min_len: int = 8,
+        max_len_a: float = 0.0,
+        max_len_b: int = 200,
+        no_repeat_ngram_size: int = 3,
+    ) -> Summarizer:
+        """Loads what training left.
+
+        Args:
+            checkpoint: of a translation or summarization task; `a.pt:b.pt` generate together.
+            data: directory with the dictionaries; default: the one that the checkpoint names.
+            sentencepiece_model: default: `spm.model` in the data directory.
+            device: as torch names it, such as `cpu` or `cuda:1`.
+            fp16: compute in half precision.
+            max_tokens: most source tokens, padding included, of a batch of several documents.
+            beam, lenpen, unkpen, min_len, max_len_a, max_len_b, no_repeat_ngram_size: as in
+                fairseq-generate; lengths in pieces without end of sentence.
+
+        Raises:
+            UserError: something is missing or does not fit.
+        """
+        search = Namespace(beam=beam, lenpen=lenpen, unkpen=unkpen, min_len=min_len)
+        search.max_len_a, search.max_len_b = max_len_a, max_len_b
+        search.no_repeat_ngram_size = no_repeat_ngram_size
+        target = usable_device(device)
+        task, models = load_models(checkpoint, data)
+        pieces = load_sentencepiece(sentencepiece_model, task)
+        for model in models:
+            model.make_generation_fast_(need_attn=False)
+            (model.half() if fp16 else model).to(target)
+        generator = build_generator(task, models, search)
+        return cls(task, models, generator, pieces, max_tokens)
+
+    @classmethod
+    def from_options(cls, args: Namespace) -> Summarizer:
+        """Loads what the options of :func:`add_options` name."""
+        return cls.load(**{name: getattr(args, name) for name in _load_parameters()})
+
+    # ---------------------------------------------------------------------------------- text
+
+    def encode(self, text: str) -> Document:
+        """Cuts a text into pieces; line breaks and other runs of white space count as one space."""
+        pieces = self.sentencepiece.encode(" ".join(text.split()), out_type=str)
+        return Document(text, pieces, self._tokens(pieces))
+
+    def _tokens(self, pieces: Sequence[str]) -> Tensor:
+        dictionary = self.task.source_dictionary
+        numbers = [dictionary.index(piece) for piece in pieces]
+        # an unknown piece can spell "</s>" or "<pad>", which must not end or thin out the source
+        special = {dictionary.bos(), dictionary.pad(), dictionary.eos()}
+        numbers = [dictionary.unk() if number in special else number for number in numbers]
+        return torch.tensor([*numbers, dictionary.eos()])
+
+    def unknown(self, document: Document) -> int:
+        """The number of pieces that the dictionary lacks."""
+        return int(document.tokens.eq(self.task.source_dictionary.unk()).sum())
+
+    def says_something(self, document: Document) -> bool:
+        """Whether the dictionary has any piece of the document other than a mere space."""
+        known = document.tokens[:-1].ne(self.task.source_dictionary.unk()).tolist()
+        return any(is_known and piece != SPACE for is_known, piece in zip(known, document.pieces))
+
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """The text of target tokens; a token of no text is shown as `<unk>`."""
+        dictionary = self.task.target_dictionary
+        hidden = {dictionary.bos(), dictionary.pad(), dictionary.eos()}
+        numbers = torch.as_tensor(tokens).tolist()
+        pieces = [dictionary[number] for number in numbers if number not in hidden]
+        return "".join(pieces).replace(SPACE, " ").strip()
+
+    # --------------------------------------------------------------------------------- parts
+
+    def part(self, document: Document, start: int, end: int) -> Document:
+        """The document of pieces `start` to `end`."""
+        pieces = document.pieces[start:end]
+        tokens = torch.cat((document.tokens[start:end], document.tokens[-1:]))
+        return Document("".join(pieces).replace(SPACE, " ").strip(), pieces, tokens)
+
+    def truncate(self, document: Document) -> Document:
+        """The start of a document that is as long as the models take, as `--truncate-source`."""
+        if len(document.tokens) <= self.max_source_tokens:
+            return document
+        return self.part(document, 0, self.max_source_tokens - 1)
+
+    # ---------------------------------------------------------------------------- generation
+
+    def summarize(self, documents: Sequence[Document]) -> list[Summary]:
+        """The best hypothesis for each document, in the order given.
+
+        Which documents are generated together changes nothing but rounding.
+
+        Raises:
+            UserError: a document is longer than `max_source_tokens`, or too long for the memory.
+        """
+        for document in documents:
+            if len(document.tokens) > self.max_source_tokens:
+                raise UserError(
+                    f"a document of {len(document.tokens):,} tokens is longer than the "
+                    f"{self.max_source_tokens:,} that the checkpoint takes: truncate or divide it"
+                )
+        summaries: dict[int, Summary] = {}
+        batches = list(self._batches(documents))
+        shown = progress(batches, "batches") if len(batches) > 1 else batches
+        for batch in shown:
+            found = self._generate([documents[index] for index in batch])
+            summaries.update(zip(batch, found))
+        return [summaries[index] for index in range(len(documents))]
+
+    def _batches(self, documents: Sequence[Document]) -> Iterator[list[int]]:
+        """Groups documents of similar length, longest first, within `max_tokens`.
+
+        fairseq bounds the output's length by the longest source of the batch; so only documents
+        with the same bound go together.
+        """
+
+        def bound(index: int) -> int:
+            return int(self.generator.max_len_a * len(documents[index].tokens))
+
+        order = sorted(range(len(documents)), key=lambda index: -len(documents[index].tokens))
+        batch: list[int] = []
+        for index in order:
+            if batch and (
+                (len(batch) + 1) * len(documents[batch[0]].tokens) > self.max_tokens
+                or bound(batch[0]) != bound(index)
+            ):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def _generate(self, documents: Sequence[Document]) -> list[Summary]:
+        """Generates one batch, or its halves where it does not fit the memory of a GPU."""
+        start = time.perf_counter()
+        try:
+            hypotheses = self._search(documents)
+        except torch.OutOfMemoryError as error:
+            if len(documents) == 1:
+                raise UserError(
+                    f"a document of {len(documents[0].tokens):,} tokens does not fit the memory of "
+                    f"{self.device}: use a smaller beam, or the device cpu"
+                ) from error
+            hypotheses = None
+        if hypotheses is None:  # outside of the handler, which keeps the tensors alive
+            half = len(documents) // 2
+            logger.warning("a batch of %d documents does not fit the memory", len(documents))
+            return [*self._generate(documents[:half]), *self._generate(documents[half:])]
+        seconds = time.perf_counter() - start
+        total = sum(len(document.tokens) for document in documents)
+        return [
+            Summary(
+                self.decode(best["tokens"]),
+                best["tokens"].cpu(),
+                float(best["score"]) / math.log(2),
+                seconds * len(document.tokens) / total,
+            )
+            for document, best in zip(documents, hypotheses)
+        ]
+
+    @torch.no_grad()
+    def _search(self, documents: Sequence[Document]) -> list[dict[str, Tensor]]:
+        """The best hypothesis of each document of a batch."""
+        rows = [document.tokens for document in documents]
+        pad = self.task.source_dictionary.pad()
+        src_tokens = data_utils.collate_tokens(rows, pad, left_pad=True)  # as fairseq batches
+        lengths = torch.tensor([len(row) for row in rows])
+        net_input = {"src_tokens": src_tokens, "src_lengths": lengths}
+        sample = {name: tensor.to(self.device) for name, tensor in net_input.items()}
+        try:
+            found = self.task.inference_step(self.generator, self.models, {"net_input": sample})
+            return [hypotheses[0] for hypotheses in found]
+        except (AssertionError, IndexError) as error:  # the search ends without a hypothesis
+            raise UserError(
+                f"the search found no summary ({first_line(error)}): if the model's numbers "
+                "overflow, leave out --fp16, or give another checkpoint"
+            ) from error
+
+
+# ------------------------------------------------------------------------------------- options
+
+
+def _load_parameters() -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(Summarizer.load).parameters)
+
+
+def _at_least_0(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that :meth:`Summarizer.from_options` reads."""
+
+    def add(group: Any, flag: str, text: str, **more: Any) -> None:
+        default = _load_parameters()[flag[2:].replace("-", "_")].default
+        group.add_argument(flag, help=text, default=default, **more)
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        *("--checkpoint", "--path"),
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="saved by fairseq-train; a.pt:b.pt generate together",
+    )
+    data = "directory with the dictionaries (default: the one the checkpoint was trained with)"
+    add(model, "--data", data, type=Path, metavar="DIR")
+    pieces = (
+        f"what the text was encoded with (default: {SENTENCEPIECE_MODEL} in the data directory)"
+    )
+    add(model, "--sentencepiece-model", pieces, type=Path, metavar="FILE")
+    model.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)",
+    )
+    add(model, "--fp16", "compute in half precision", action="store_true")
+    batch = "most source tokens of a batch of several documents (default %(default)s)"
+    add(model, "--max-tokens", batch, type=positive, metavar="N")
+
+    search = parser.add_argument_group("search, as in fairseq-generate; lengths in pieces")
+    add(search, "--beam", "beam size (default %(default)s)", type=positive, metavar="N")
+    lenpen = "above 1 favours longer summaries (default %(default)s)"
+    add(search, "--lenpen", lenpen, type=float, metavar="X")
+    unkpen = "the larger, the fewer unknown pieces; inf for none (default %(default)s)"
+    add(search, "--unkpen", unkpen, type=float, metavar="X")
+    add(search, "--min-len", "shortest summary (default %(default)s)", type=_at_least_0)
+    longest = "longest summary: A x source + B (default A %(default)s)"
+    add(search, "--max-len-a", longest, type=float, metavar="A")
+    add(search, "--max-len-b", "see above (default %(default)s)", type=positive, metavar="B")
+    repeat = "no N pieces in a row twice; 0 for no such limit (default %(default)s)"
+    add(search, "--no-repeat-ngram-size", repeat, type=_at_least_0, metavar="N")

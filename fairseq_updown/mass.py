@@ -1,0 +1,42 @@
+"""What a token that came out of pooling carries besides its vector, and the bias that gives it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .attention.functional import MASKED_LOGIT, full_precision
+
+
+class TokenMass(NamedTuple):
+    """What a token that came out of pooling carries besides its vector.
+
+    Attributes:
+        counts: `(bsz, length)`, how many source tokens it stands for; 0 at pads.
+        scores: `(bsz, length)` in (0, 1), how it was scored; 0 at pads.
+    """
+
+    counts: Tensor
+    scores: Tensor
+
+
+class CountBias(nn.Module):
+    """log c (1 + a tanh s): the logit bias of a key that stands for c tokens.
+
+    With a = 0, its start, a slot of c equal tokens weighs what those c tokens would weigh. A plain
+    token has c = 1 and no bias.
+
+    Args:
+        num_heads: one a is learned per head.
+    """
+
+    def __init__(self, num_heads: int):
+        super().__init__()
+        self.score_slope = nn.Parameter(torch.zeros(num_heads))
+
+    def forward(self, counts: Tensor, scores: Tensor) -> Tensor:
+        """counts, scores: `(bsz, length)` -> `(bsz, num_heads, length)`; c = 0 hides the key."""
+        slope = full_precision(self.score_slope).unsqueeze(-1)
+        log_counts = counts.clamp(min=1.0).log().unsqueeze(1)
+        bias = log_counts * (1 + slope * scores.tanh().unsqueeze(1))
+        return bias.masked_fill(counts.eq(0).unsqueeze(1), MASKED_LOGIT)

@@ -1,0 +1,176 @@
+"""Options of `updown_transformer`: every flag of fairseq's `transformer`, and ours.
+
+All options are one flat dataclass whose fields are None until somebody sets them, on the command
+line, in yaml or through an architecture; only then the defaults below fill in. So an architecture
+named in a hydra file (`model: {_name: updown_transformer_arxiv}`) counts just as `--arch` does.
+"""
+
+from argparse import Namespace
+from dataclasses import field, fields, is_dataclass, make_dataclass
+from typing import Any, Dict, Iterator, List, NoReturn, Optional, Tuple
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models.transformer import TransformerConfig
+
+from ...attention.pooling import POOLINGS
+from ...mixers import MIXERS
+
+# name -> (type, default, help)
+UPDOWN_OPTIONS: Dict[str, Tuple[Any, Any, str]] = {
+    "updown_mixer": (ChoiceEnum(list(MIXERS)), "updown", "what the encoder's self-attention is"),
+    "updown_mixer_size": (int, 0, "the mixer's own size, see docs/mixers.md; 0: its default"),
+    "updown_mixer_ensemble": (
+        int,
+        0,
+        "ssa: random subsets of keys to average over at inference; 0: all keys at once",
+    ),
+    "updown_block_size": (int, 512, "encoder block: tokens that attend to each other directly"),
+    "updown_slots": (int, 32, "slots per encoder block, seen by all other blocks; 0: blocks only"),
+    "updown_pool_layers": (str, "", "pool the encoder's sequence after these layers, e.g. '2,4'"),
+    "updown_pool_rate": (float, 4.0, "length divisor at each pooling"),
+    "updown_memory_size": (int, 512, "never pool the encoder's sequence below this length"),
+    "updown_decoder_block_size": (int, 128, "decoder block; own and previous block are seen raw"),
+    "updown_decoder_slots": (int, 16, "slots per completed target block; 0: blocks only"),
+    "updown_cross_slots": (int, 0, "pool the memory that the decoder reads to this; 0: as it is"),
+    "updown_pooling": (
+        ChoiceEnum(list(POOLINGS)),
+        "tournament",
+        "pooling operator",
+    ),
+    "updown_pooling_base": (
+        float,
+        20.0,
+        "the tournament's base; larger is nearer to topk",
+    ),
+    "updown_no_gate": (
+        bool,
+        False,
+        "carry the slots' weights across layers, not their states",
+    ),
+    "updown_no_reweight": (bool, False, "keep the anchor layer's slot weights in later layers"),
+}
+
+
+def _stock_options(config: Any, prefix: str = "") -> Iterator[Tuple[str, Any, Any, Dict[str, str]]]:
+    """(flat name, type, default, metadata) of each field of a nested fairseq dataclass."""
+    for f in fields(config):
+        if f.name.startswith("_") or f.name == "xformers_att_config":
+            continue
+        if is_dataclass(f.type):
+            yield from _stock_options(f.type, f"{prefix}{f.name}_")
+        else:
+            # fairseq declares a list here but splits a string
+            value_type = str if f.name == "layers_to_keep" else f.type
+            yield prefix + f.name, value_type, f.default, dict(f.metadata)
+
+
+_OPTIONS = [
+    *_stock_options(TransformerConfig),
+    *(
+        (name, value_type, default, {"help": f"{text} (default: {default!r})"})
+        for name, (value_type, default, text) in UPDOWN_OPTIONS.items()
+    ),
+]
+
+# Set last, where neither the user nor an architecture did. The decoder's dimensions follow from
+# others, and the task has a say in the positions.
+DEFAULTS: Dict[str, Any] = {
+    name: default
+    for name, _, default, _ in _OPTIONS
+    if name not in ("decoder_input_dim", "decoder_output_dim")
+    and name not in ("max_source_positions", "max_target_positions")
+}
+
+UpdownTransformerConfig = make_dataclass(
+    "UpdownTransformerConfig",
+    [
+        (
+            name,
+            Optional[value_type],
+            # fairseq compares this one with a number before any model is built.
+            field(default=default if name == "base_layers" else None, metadata=metadata),
+        )
+        for name, value_type, default, metadata in _OPTIONS
+    ],
+    bases=(FairseqDataclass,),
+    namespace={"__doc__": __doc__, "__module__": __name__},
+)
+
+
+def parse_pool_layers(text: str, num_layers: int) -> List[int]:
+    """Parses `--updown-pool-layers`.
+
+    Returns:
+        the layers, counted from 1, in rising order.
+
+    Raises:
+        ValueError: not a comma-separated list of different layers 1 ... `num_layers`, rising.
+    """
+    flag = "--updown-pool-layers"
+    stripped = text.strip()
+    if not stripped:
+        return []
+    try:
+        layers = [int(part) for part in stripped.split(",")]
+    except ValueError:
+        _refuse(f"{flag} {text!r} is not a list of layer numbers; write it like '2,4'")
+    for layer in layers:
+        if not 1 <= layer <= num_layers:
+            _refuse(f"{flag} {text!r}: there is no encoder layer {layer}; use 1 to {num_layers}")
+    if sorted(set(layers)) != layers:
+        _refuse(f"{flag} {text!r} must name each layer once, in rising order")
+    return layers
+
+
+def validate(args: Namespace) -> None:
+    """Refuses options that are out of range or cannot work with compression.
+
+    Raises:
+        ValueError: naming the flag, its value and the remedy.
+    """
+    for name in ("updown_block_size", "updown_decoder_block_size", "updown_memory_size"):
+        _require(args, name, getattr(args, name) >= 1, "it must be at least 1")
+    for name in ("updown_slots", "updown_decoder_slots", "updown_cross_slots"):
+        _require(args, name, getattr(args, name) >= 0, "it must be 0 (off) or more")
+    for slots, block in (
+        ("updown_slots", "updown_block_size"),
+        ("updown_decoder_slots", "updown_decoder_block_size"),
+    ):
+        fits = getattr(args, slots) <= getattr(args, block)
+        remedy = f"a block cannot have more slots than tokens; use at most {_flag(block)}"
+        _require(args, slots, fits, f"{remedy} = {getattr(args, block)}")
+    _require(args, "updown_pool_rate", args.updown_pool_rate >= 1, "it must be at least 1")
+    _require(args, "updown_pooling_base", args.updown_pooling_base > 1, "it must be above 1")
+    for name, registry in (("updown_pooling", POOLINGS), ("updown_mixer", MIXERS)):
+        choices = ", ".join(registry)
+        _require(args, name, str(getattr(args, name)) in registry, f"choose {choices}")
+    mixer = MIXERS[str(args.updown_mixer)]
+    if mixer.default_size:
+        remedy = f"it must be at least 1, or 0 for {mixer.default_size}"
+        _require(args, "updown_mixer_size", args.updown_mixer_size >= 0, remedy)
+    else:
+        remedy = f"--updown-mixer {args.updown_mixer} has no size of its own; leave it at 0"
+        _require(args, "updown_mixer_size", args.updown_mixer_size == 0, remedy)
+    if mixer.has_ensemble:
+        remedy = "it must be 0 (all keys) or more"
+        _require(args, "updown_mixer_ensemble", args.updown_mixer_ensemble >= 0, remedy)
+    else:
+        remedy = f"--updown-mixer {args.updown_mixer} has no ensemble; leave it at 0"
+        _require(args, "updown_mixer_ensemble", args.updown_mixer_ensemble == 0, remedy)
+    parse_pool_layers(args.updown_pool_layers, args.encoder_layers)
+    for name in ("cross_self_attention", "base_layers"):
+        remedy = "it does not work with compressed attention; leave it out"
+        _require(args, name, not getattr(args, name, None), remedy)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _require(args: Namespace, name: str, holds: bool, remedy: str) -> None:
+    if not holds:
+        _refuse(f"{_flag(name)} {getattr(args, name)}: {remedy}")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(message)

@@ -1,0 +1,218 @@
+"""Attention of every query to [the keys of its own block] and [the slots of all other blocks].
+
+Shape letters as in `attention/functional.py`; r slots per block, G = num_blocks * r slots in all.
+"""
+
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..attention.functional import MASKED_LOGIT, attend, bias_in_channels, split_heads
+
+# Queries that attend to the slots in one call: bounds the mask that hides their own block's slots.
+_QUERIES_PER_CALL = 4096
+
+
+class BlockKeys(NamedTuple):
+    """What the queries of one block see of it, and what all other blocks see of it.
+
+    Attributes:
+        key, value: `(B, num_blocks, b, d)`, of the block's tokens.
+        bias: `(B, num_blocks, H or 1, b)`, see :func:`attend`; None where all tokens are real.
+        slot_key, slot_value: `(B, G, d)`, block by block.
+        slot_bias: `(B, H, G)`.
+    """
+
+    key: Tensor
+    value: Tensor
+    bias: Optional[Tensor]
+    slot_key: Tensor
+    slot_value: Tensor
+    slot_bias: Tensor
+
+
+def attend_beside_slots(
+    query: Tensor, keys: BlockKeys, num_heads: int, dropout: float = 0.0
+) -> Tensor:
+    """One softmax per query over the keys of its block and the slots of all others.
+
+    On a CPU without dropout the two kinds of keys are attended to apart, by torch's fused kernel,
+    and merged by their log-sum-exps, so that slots are not repeated for every block. Otherwise
+    they are set side by side, which gives the same and takes more memory.
+
+    Args:
+        query: `(B, num_blocks, b, d)`, scaled already.
+        keys: see there.
+        num_heads: H.
+        dropout: probability with which an attention weight is dropped.
+
+    Returns:
+        `(B, num_blocks, b, d)`.
+    """
+    if query.device.type == "cpu" and dropout == 0.0:
+        return _BesideSlots.apply(query, *keys, num_heads)
+    return attend_side_by_side(query, keys, num_heads, dropout)
+
+
+def attend_side_by_side(
+    query: Tensor, keys: BlockKeys, num_heads: int, dropout: float = 0.0
+) -> Tensor:
+    """:func:`attend_beside_slots` by repeating the slots beside the keys of every block."""
+    bsz, num_blocks, block_size, _ = query.shape
+    per_block = (bsz, num_blocks, -1, -1)
+    own = _own_slots(num_blocks, keys.slot_key.size(1), query.device)
+    slot_bias = keys.slot_bias.unsqueeze(1).expand(per_block)
+    slot_bias = slot_bias.masked_fill(own.unsqueeze(1), MASKED_LOGIT)
+    bias = keys.bias
+    if bias is None:
+        bias = slot_bias.new_zeros(bsz, num_blocks, 1, block_size)
+    key = torch.cat([keys.key, keys.slot_key.unsqueeze(1).expand(per_block)], dim=2)
+    value = torch.cat([keys.value, keys.slot_value.unsqueeze(1).expand(per_block)], dim=2)
+    bias = torch.cat([bias.expand(-1, -1, num_heads, -1), slot_bias], dim=3)
+    heads = (split_heads(t.flatten(0, 1), num_heads) for t in (query, key, value))
+    out = attend(*heads, key_bias=bias.flatten(0, 1), dropout=dropout)
+    return out.transpose(1, 2).reshape(query.shape)
+
+
+def _own_slots(num_blocks: int, num_slots: int, device: torch.device) -> Tensor:
+    """`(num_blocks, G)` bool, True where a slot is of the block."""
+    block = torch.arange(num_blocks, device=device)
+    return block.unsqueeze(1) == block.repeat_interleave(num_slots // num_blocks)
+
+
+class _Operands(NamedTuple):
+    """Of one call of the fused kernel: `(*, H, L or S, channels)` and an additive mask."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Optional[Tensor]
+
+
+class _BesideSlots(torch.autograd.Function):
+    """Attends to two sets of keys apart and merges: with l the log-sum-exp of a set's logits,
+    the softmax over both sets gives the first one the weight sigmoid(l_1 - l_2).
+
+    Backward, the kernel needs of the forward pass only each query's output and log-sum-exp; given
+    those of the merged softmax, it returns the merged softmax's gradients for its own keys.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Optional[Tensor],
+        slot_key: Tensor,
+        slot_value: Tensor,
+        slot_bias: Tensor,
+        num_heads: int,
+    ) -> Tensor:
+        keys = BlockKeys(key, value, bias, slot_key, slot_value, slot_bias)
+        out, lse = _flash(_own_operands(query, keys, num_heads, ctx.needs_input_grad[3]))
+        head_dim = query.size(-1) // num_heads
+        tokens = (query.size(0), -1, num_heads)
+        out = out.transpose(1, 2)[..., :head_dim].reshape(*tokens, head_dim)  # (B, N, H, head_dim)
+        lse = lse.transpose(1, 2).reshape(tokens)  # (B, N, H)
+        for rows, slots in _slot_operands(query, keys, num_heads):
+            slot_out, slot_lse = (t.transpose(1, 2) for t in _flash(slots))
+            weight = torch.sigmoid(lse[:, rows] - slot_lse).unsqueeze(-1).to(out.dtype)
+            out[:, rows] = torch.lerp(slot_out[..., :head_dim], out[:, rows], weight)
+            lse[:, rows] = torch.logaddexp(lse[:, rows], slot_lse)
+        ctx.save_for_backward(query, *keys, out, lse)
+        ctx.num_heads = num_heads
+        return out.reshape(query.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
+        query, *saved, out, lse = ctx.saved_tensors
+        keys, num_heads, learned = BlockKeys(*saved), ctx.num_heads, ctx.needs_input_grad[3]
+        bsz, num_blocks, block_size, _ = query.shape
+        grad_out = grad_out.reshape(out.shape)
+
+        own = _own_operands(query, keys, num_heads, learned)
+        as_rows = (bsz * num_blocks, block_size)
+        by_block = (t.reshape(*as_rows, *t.shape[2:]) for t in (grad_out, out, lse))
+        grad_query, grad_key, grad_value, grad_bias = _flash_backward(own, *by_block)
+        if keys.bias is not None and learned:
+            grad_bias = grad_bias.unflatten(0, (bsz, num_blocks)).sum_to_size(keys.bias.shape)
+
+        grad_tokens = grad_query.reshape(out.shape)
+        slot_grads: List[Tensor] = []
+        for rows, slots in _slot_operands(query, keys, num_heads):
+            by_slots, *grads = _flash_backward(slots, *(t[:, rows] for t in (grad_out, out, lse)))
+            grad_tokens[:, rows] += by_slots
+            slot_grads = [t + more for t, more in zip(slot_grads, grads)] if slot_grads else grads
+        return (
+            grad_tokens.reshape(query.shape),
+            grad_key.reshape(query.shape),
+            grad_value.reshape(query.shape),
+            grad_bias if learned else None,
+            slot_grads[0].flatten(2),
+            slot_grads[1].flatten(2),
+            slot_grads[2],
+            None,
+        )
+
+
+def _own_operands(query: Tensor, keys: BlockKeys, num_heads: int, learned: bool) -> _Operands:
+    """Each block is a row of its own: `(B * num_blocks, H, b, channels)`. A bias that wants a
+    gradient is in the keys' channels, see :func:`attend`."""
+    own_query, own_key, own_value = (
+        split_heads(t.flatten(0, 1), num_heads) for t in (query, keys.key, keys.value)
+    )
+    if keys.bias is None:
+        return _Operands(own_query, own_key, own_value, None)
+    bias = keys.bias.flatten(0, 1)
+    if learned:
+        return _Operands(*bias_in_channels(own_query, own_key, own_value, bias), None)
+    return _Operands(own_query, own_key, own_value, bias.unsqueeze(-2).to(query.dtype))
+
+
+def _slot_operands(
+    query: Tensor, keys: BlockKeys, num_heads: int
+) -> Iterator[Tuple[slice, _Operands]]:
+    """Some blocks' queries and all slots, those of the queries' own block hidden; the rows of the
+    queries, then `(B, H, rows or G, channels)`. The bias is always in the keys' channels, for a
+    mask that held it would be one for every head."""
+    num_blocks, block_size = query.shape[1:3]
+    slot_key, slot_value = (split_heads(t, num_heads) for t in (keys.slot_key, keys.slot_value))
+    own = _own_slots(num_blocks, slot_key.size(2), query.device)
+    hidden = own.to(query.dtype) * MASKED_LOGIT
+    step = max(1, _QUERIES_PER_CALL // block_size)
+    for first in range(0, num_blocks, step):
+        last = min(first + step, num_blocks)
+        heads = split_heads(query[:, first:last].flatten(1, 2), num_heads)
+        mask = hidden[first:last].repeat_interleave(block_size, dim=0)[None, None]
+        rows = slice(first * block_size, last * block_size)
+        tensors = bias_in_channels(heads, slot_key, slot_value, keys.slot_bias)
+        yield rows, _Operands(*tensors, mask)
+
+
+def _flash(x: _Operands) -> Tuple[Tensor, Tensor]:
+    """The output `(*, H, L, channels)` and the logits' log-sum-exp `(*, H, L)`."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        x.query, x.key, x.value, 0.0, False, attn_mask=x.mask, scale=1.0
+    )
+
+
+def _flash_backward(
+    x: _Operands, grad_out: Tensor, out: Tensor, lse: Tensor
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, `(*, L or S, H, head_dim)`, and of the bias in the keys'
+    channels, `(*, H, S)`; grad_out, out `(*, L, H, head_dim)`, lse `(*, L, H)`."""
+    head_dim = out.size(-1)
+    extra = x.query.size(-1) - head_dim
+    if extra:
+        grad_out, out = (F.pad(t, (0, extra)) for t in (grad_out, out))
+    grad_out, out, lse = (t.transpose(1, 2) for t in (grad_out, out, lse))
+    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_out, x.query, x.key, x.value, out, lse, 0.0, False, attn_mask=x.mask, scale=1.0
+    )
+    query, key, value = (t.transpose(1, 2)[..., :head_dim] for t in grads)
+    return query, key, value, grads[1][..., head_dim] if extra else key.new_empty(0)

@@ -1,0 +1,322 @@
+#!/usr/bin/env python3
+"""Time and memory of updown_transformer beside fairseq's transformer, on the same work.
+
+    benchmark.py --json out.json --png out.png                      all of it: hours on two cores
+    benchmark.py --sections train --lengths 512 2048 --repeats 1
+
+Sections:
+    train      a training step (forward, backward, Adam), batch 1, over the source's length
+    generate   beam search for a fixed number of steps over a long source: time of a decoding step,
+               the encoder apart
+    sentences  both on a batch of 128 short sentences
+    dropout    the training step with attention dropout 0.1, which no fast attention kernel takes
+
+Every row runs all architectures in turn, round by round; printed are medians, ranges, and ratios to
+the first architecture. Each model first takes a step on at most 512 source tokens, untimed. No
+round starts once a row's rounds have taken --row-seconds.
+
+Peak memory is what the work adds, at its peak, to a built model: resident memory of a fresh process
+on a CPU, the allocator's on a GPU; Adam's state counts. --json holds the whole peak as well.
+
+The limit is what the machine could do at best: floating-point operations over the measured rate of
+matrix products, bytes of weights and caches that a decoding step reads over the measured bandwidth.
+
+Weights and tokens are random; dropout is 0.1, attention dropout 0 (as fairseq trains by default),
+label smoothing 0.1, vocabulary 10,000, embeddings shared. Adam is fairseq's own, without apex. In
+bfloat16 and float16 the weights are held in that type and Adam computes in float32, as in
+fairseq-train --memory-efficient-bf16 or -fp16, without loss scaling.
+
+With --json each row is saved when done. A row that the file has, with the same options, machine,
+versions and plugin source, is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import cost_limits as limits
+import cost_plot as plot
+import torch
+from cost_limits import Runner, Setup, Work
+from cost_plot import Figures
+from fairseq.models import ARCH_MODEL_REGISTRY
+from figure_store import Store, machine
+from fresh_process import OutOfMemory, alone, available_mib, guard_memory
+
+from fairseq_updown.cli.support import UserError, check_writable, positive, progress, write_atomic
+
+ARCHITECTURES = ("transformer", "updown_transformer_arxiv", "updown_transformer_early",
+                 "updown_transformer_pyramidion", "updown_transformer_blockwise")  # fmt: skip
+SENTENCE_ARCHITECTURES = ("transformer", "updown_transformer", *ARCHITECTURES[1:3])
+TITLES = {
+    "train": "Training step, attention dropout 0",
+    "generate": "Generation",
+    "sentences": "Sentences",
+    "dropout": "Training step, attention dropout 0.1",
+}
+LENGTHS = [128, 512, 1024, 2048, 4096, 8192, 16384, 32768]
+LIMIT_LENGTH = 8192  # printed is the limit of the longest training step up to this
+LONGEST, LONGEST_UNIT = 262_144, 1024
+KIND = "fairseq_updown benchmark"
+
+
+def time_rounds(figures: Figures, work: Work, setup: Setup, repeats: int, row_seconds: int) -> None:
+    """Adds the seconds of each round to the figures of all that fit into memory together."""
+    runners: dict[str, Runner] = {}
+    fitting = [arch for arch, found in figures.items() if found]
+    for arch in progress(fitting, f"{work.src_len}: warming up"):
+        with suppress(OutOfMemory):
+            runners[arch] = guard_memory(partial(limits.warm_runner, arch, work, setup))
+    for arch in list(runners):
+        if figures[arch]["added_mib"] > available_mib(setup.device):
+            del runners[arch]
+    start = time.perf_counter()
+    for number in progress(range(repeats), f"{work.src_len}: {work.kind}"):
+        if number and time.perf_counter() - start > row_seconds:
+            break
+        for arch in list(runners):
+            try:
+                found = guard_memory(runners[arch].timed)
+            except OutOfMemory:
+                del runners[arch]
+                figures[arch].pop("seconds", None)
+                release()
+                continue
+            for key, value in found.items():
+                figures[arch].setdefault(key, []).append(value)
+
+
+def measure(
+    work: Work, architectures: Sequence[str], setup: Setup, repeats: int, row_seconds: int
+) -> Figures:
+    """All figures of a row by architecture; what needs too much memory lacks them."""
+    figures: Figures = {}
+    for arch in progress(architectures, f"{work.src_len}: memory"):
+        try:
+            figures[arch] = alone(setup.device, limits.inspect, arch, work, setup)
+        except OutOfMemory:
+            figures[arch] = {}
+        release()
+    time_rounds(figures, work, setup, repeats, row_seconds)
+    release()
+    return figures
+
+
+def release() -> None:
+    """Gives back what dropped models held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def longest_source(arch: str, gigabytes: int, setup: Setup, tgt_len: int) -> int:
+    """The longest source, in multiples of LONGEST_UNIT, whose training steps fit; by bisection.
+
+    A gigabyte is 10^9 bytes, of the GPU's allocator. Batch 1, no attention dropout. 0 if none fits.
+    """
+
+    def fits(units: int) -> bool:
+        work = Work("train", 1, units * LONGEST_UNIT, tgt_len)
+        fitted = False
+        with suppress(OutOfMemory):
+            guard_memory(lambda: limits.warm_runner(arch, work, setup).run())
+            fitted = True
+        release()
+        return fitted
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / total)
+    low, high = 0, LONGEST // LONGEST_UNIT + 1
+    try:
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    return low * LONGEST_UNIT
+
+
+def profile(architectures: Sequence[str], work: Work, setup: Setup) -> str:
+    """Where the time of one step goes, by operation, for each architecture."""
+    parts = []
+    for arch in progress(architectures, "profile"):
+        runner = limits.warm_runner(arch, work, setup)
+        with torch.profiler.profile() as profiler:
+            runner.run()
+            limits.synchronize(setup.device)
+        table = profiler.key_averages().table(
+            sort_by=f"self_{setup.device}_time_total", row_limit=30
+        )
+        parts.append(f"{arch}: {json.dumps(asdict(work))}\n{table}\n")
+        del runner
+        release()
+    return "\n".join(parts)
+
+
+def works(section: str, args: argparse.Namespace) -> list[Work]:
+    """The rows of a section, in the order of its lengths."""
+    if section == "train":
+        limit = max([length for length in args.lengths if length <= LIMIT_LENGTH], default=0)
+        return [Work("train", 1, length, args.target_length, counted=length == limit)
+                for length in args.lengths]  # fmt: skip
+    if section == "dropout":
+        return [
+            Work("train", 1, length, args.target_length, 0.1) for length in args.dropout_lengths
+        ]
+    if section == "generate":
+        return [Work("generate", bsz, length, args.steps, beam=args.beam)
+                for length in args.generation_lengths for bsz in args.batches]  # fmt: skip
+    size = (args.sentence_batch, args.sentence_length, args.sentence_length)
+    return [Work("train", *size), Work("generate", *size, beam=args.beam)]
+
+
+Rows = list[tuple[Work, Figures]]
+
+
+def run_section(section: str, args: argparse.Namespace, store: Store) -> Rows:
+    """Measures a section row by row, printing each when done."""
+    setup = Setup(args.device, args.dtype)
+    architectures = args.architectures or list(ARCHITECTURES)
+    if section == "sentences" and not args.architectures:
+        architectures = list(SENTENCE_ARCHITECTURES)
+    options = {"repeats": args.repeats, "row_seconds": args.row_seconds}
+    rows: Rows = []
+    for work in works(section, args):
+        key = {"work": asdict(work), "architectures": architectures, "setup": asdict(setup),
+               **options, "machine": machine(args.device)}  # fmt: skip
+        if not rows or rows[-1][0].kind != work.kind:
+            what = f"target {work.tgt_len}" if work.kind == "train" else (
+                f"beam {work.beam}, {work.tgt_len} forced steps")  # fmt: skip
+            print(f"\n### {TITLES[section]}: {what}, {args.dtype}\n\n{plot.HEADERS[work.kind]}")
+        figures = store.get(key, lambda work=work: measure(work, architectures, setup, **options))
+        rows.append((work, figures))
+        print(plot.table_rows(asdict(work), figures), flush=True)
+    return rows
+
+
+def print_limits(rows: dict[str, Rows], args: argparse.Namespace, store: Store) -> None:
+    """The limit of one training step, and of every decoding step over a long source."""
+    chosen = [row for row in rows.get("train", []) if row[0].counted] + rows.get("generate", [])
+    if not chosen:
+        return
+    key = {"rates": args.dtype, "machine": machine(args.device)}
+    rates = store.get(key, lambda: limits.measured_rates(args.device, getattr(torch, args.dtype)))
+    print(f"\n### Limit: {rates['flops_per_s'] / 1e9:,.0f} GFLOP/s in matrix products, "
+          f"{rates['bytes_per_s'] / 1e9:.1f} GB/s\n\n{plot.LIMIT_HEADER}")  # fmt: skip
+    for work, figures in chosen:
+        print(plot.limit_rows(asdict(work), figures, rates), flush=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """All sections, then what is drawn from them, then what only GPUs do."""
+    store = Store(args.json, KIND)
+    setup = Setup(args.device, args.dtype)
+    architectures = args.architectures or list(ARCHITECTURES)
+    print(f"{json.dumps(machine(args.device))}\n\nMedians of up to {args.repeats} interleaved "
+          "rounds, and their range. Peak memory is what the work adds to a built model; --json "
+          "has the process's whole peak too.")  # fmt: skip
+    rows = {section: run_section(section, args, store) for section in args.sections}
+    by_length = [(work.src_len, figures) for work, figures in rows.get("train", [])]
+    fitted = plot.exponents(by_length)
+    if fitted:
+        print(f"\n### Exponent of the training step's time over length\n\n{fitted}")
+    print_limits(rows, args, store)
+    if args.png:
+        title = f"{machine(args.device)['cpu' if args.device == 'cpu' else 'gpu']}, {args.dtype}"
+        write_atomic(args.png, plot.picture(by_length, title))
+    for gigabytes in args.longest_source:
+        print(f"\n### Longest source that trains in {gigabytes} GB\n")
+        if gigabytes * 1e9 > torch.cuda.get_device_properties(0).total_memory:
+            print("more than this GPU has: not measured")
+            continue
+        for arch in architectures:
+            print(f"- `{arch}`: {longest_source(arch, gigabytes, setup, args.target_length):,}")
+    if args.profile:
+        work = Work("train", 1, max(args.lengths), args.target_length)
+        write_atomic(args.profile, profile(architectures, work, setup))
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--sections", nargs="*", choices=TITLES, default=list(TITLES), help="default: all")
+    add("--architectures", nargs="+", metavar="ARCH", help="ratios are to the first; "
+        f"default: {' '.join(ARCHITECTURES)}")  # fmt: skip
+    add("--lengths", type=positive, nargs="+", default=LENGTHS, metavar="N",
+        help="source lengths, training step")  # fmt: skip
+    add("--dropout-lengths", type=positive, nargs="+", default=[512, 2048], metavar="N",
+        help="the same with attention dropout: memory is quadratic")  # fmt: skip
+    add("--generation-lengths", type=positive, nargs="+", default=[8192], metavar="N",
+        help="source lengths, generation")  # fmt: skip
+    add("--target-length", type=positive, default=256, metavar="N", help="of a training step")
+    add("--batches", type=positive, nargs="+", default=[1, 4], metavar="N", help="in generation")
+    add("--beam", type=positive, default=5, metavar="N")
+    add("--steps", type=positive, default=128, metavar="N", help="forced decoding steps")
+    add("--sentence-batch", type=positive, default=128, metavar="N")
+    add("--sentence-length", type=positive, default=32, metavar="N")
+    add("--repeats", type=positive, default=3, metavar="N", help="rounds of a row")
+    add("--row-seconds", type=positive, default=240, metavar="S",
+        help="start no further round of a row after this time")  # fmt: skip
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--json", type=Path, metavar="FILE", help="keep the figures here, and go on from them")
+    add("--png", type=Path, metavar="FILE", help="draw training time and memory over length")
+    add("--profile", type=Path, metavar="FILE", help="write where a training step's time goes, at "
+        "the longest of --lengths")  # fmt: skip
+    add("--longest-source", type=positive, nargs="+", default=[], metavar="GB",
+        help="find the longest source that trains in so much memory (GPU)")  # fmt: skip
+    args = parser.parse_args(argv)
+    for name in ("lengths", "dropout_lengths", "generation_lengths"):
+        setattr(args, name, sorted(set(getattr(args, name))))
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses, before any work, what cannot be done.
+
+    Raises:
+        UserError: saying which value, and what to give instead.
+    """
+    for arch in args.architectures or (*ARCHITECTURES, *SENTENCE_ARCHITECTURES):
+        if arch not in ARCH_MODEL_REGISTRY:
+            known = ", ".join(name for name in ARCH_MODEL_REGISTRY if name.startswith("updown"))
+            raise UserError(f"--architectures {arch} is not known; ours are {known}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; give --device cpu")
+    if args.device == "cpu" and not Path("/proc/self/clear_refs").exists():
+        raise UserError("--device cpu: memory is measured through Linux's /proc, not found here")
+    if args.longest_source and args.device == "cpu":
+        raise UserError(
+            f"--longest-source {args.longest_source[0]} needs a GPU: give --device cuda"
+        )
+    if args.png and "train" not in args.sections:
+        raise UserError(f"--png {args.png} draws the section train: add it to --sections")
+    for name in ("json", "png", "profile"):
+        path = getattr(args, name)
+        if path is not None:
+            check_writable(f"--{name}", path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        check(args)
+        run(args)
+    except (UserError, OSError) as error:
+        raise SystemExit(f"benchmark: error: {error}") from error
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,373 @@
+#!/usr/bin/env python3
+"""Train several systems on the same data and budget, and print how well each summarizes.
+
+Every system is trained with fairseq-train for the same number of updates on the same batches, once
+per seed, and validated with ROUGE as it goes; then it summarizes the test set. Printed are, as
+means over the seeds:
+
+    at equal updates: ROUGE-1/2/Lsum on the test set, and the negative log-likelihood per target
+        piece (base 2) on the validation set
+    at equal wall time: the same likelihood and the validation set's ROUGE-L after as many seconds
+        of training as the fastest system takes, by linear interpolation between validations
+    source tokens per second of training, and the training process's peak memory
+
+Each run is kept under --out with its options; an interrupted one goes on from its checkpoint, and a
+finished one is not repeated, so add systems and seeds as time allows.
+
+The data: a folder made by fairseq-preprocess, with src and tgt, in sentencepiece pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fairseq.data import data_utils
+
+import fairseq_updown
+from fairseq_updown.cli.support import UserError, positive, to_json, write_atomic
+from fairseq_updown.scoring.rouge import ROUGE_TYPES
+
+UPDOWN = "updown_transformer"
+
+# What is the same for all systems, by --size.
+SIZES = {
+    "small": dict(
+        source=512,
+        model="--encoder-layers 3 --decoder-layers 2 --encoder-embed-dim 128 "
+        "--decoder-embed-dim 128 --encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512 "
+        "--encoder-attention-heads 4 --decoder-attention-heads 4 --dropout 0",
+        training="--max-tokens 2560 --lr 0.003 --warmup-updates 200",
+        compression="--updown-block-size 64 --updown-decoder-block-size 64 --updown-slots 8 "
+        "--updown-pool-rate 4 --updown-memory-size 64 --updown-pool-layers 2",
+        generation=dict(beam=4, lenpen=1.0, min_len=5, max_len_b=40, no_repeat_ngram_size=3),
+    ),
+    "base": dict(
+        source=8192,
+        model="--dropout 0.1 --attention-dropout 0.1",
+        training="--max-tokens 32768 --lr 0.0005 --warmup-updates 4000 --bf16",
+        compression="--updown-pool-layers 2,4",
+        generation=dict(beam=4, lenpen=1.0, min_len=40, max_len_b=300, no_repeat_ngram_size=3),
+    ),
+}
+
+# name: (architecture, its options besides those of the size); the first four are the comparison,
+# the others are ablations of updown.
+SYSTEMS = {
+    "transformer": ("transformer", ""),
+    "updown": (UPDOWN, ""),
+    "blockwise": (UPDOWN, "--updown-slots 0 --updown-pool-layers ''"),
+    "pyramidion": (UPDOWN, "--updown-slots 0"),
+    "topk": (UPDOWN, "--updown-pooling topk"),
+    "mean": (UPDOWN, "--updown-pooling mean"),
+    "no gate": (UPDOWN, "--updown-no-gate"),
+    "no re-weighting": (UPDOWN, "--updown-no-reweight"),
+    "32 slots": (UPDOWN, "--updown-slots 32"),
+    "no pool": (UPDOWN, "--updown-pool-layers ''"),
+    "pool rate 2": (UPDOWN, "--updown-pool-rate 2"),
+}
+
+_JSON_LINE = re.compile(r"\| (train_inner|valid) \| (\{.*\})$")
+
+
+class Run:
+    """One system with one seed, in its own folder."""
+
+    def __init__(self, args: argparse.Namespace, system: str, seed: int):
+        self.args, self.system, self.seed = args, system, seed
+        self.folder = args.out / f"{system.replace(' ', '-')}-{seed}"
+        self.size = SIZES[args.size]
+
+    @property
+    def result(self) -> Path:
+        """What the finished run found."""
+        return self.folder / "result.json"
+
+    def architecture(self) -> tuple[str, str]:
+        """The architecture, and its options besides those of the size."""
+        return SYSTEMS[self.system]
+
+    def options(self) -> list[str]:
+        """The options of fairseq-train that make this run what it is."""
+        architecture, own = self.architecture()
+        size, source = self.size, self.args.source_tokens
+        updown = str(size["compression"]) if architecture == UPDOWN else ""
+        schedule = f"--lr-scheduler polynomial_decay --total-num-update {self.args.updates}"
+        text = (
+            f"--task summarization --truncate-source --truncate-target --arch {architecture} "
+            f"--max-source-positions {source} --max-target-positions 512 "
+            f"--encoder-normalize-before --decoder-normalize-before --share-all-embeddings "
+            f"{size['model']} {updown} {own} {size['training']} {schedule} "
+            f"--optimizer adam --clip-norm 1.0 --criterion label_smoothed_cross_entropy "
+            f"--label-smoothing 0.1 --seed {self.seed} --max-update {self.args.updates}"
+        )
+        start = ["--finetune-from-model", str(self.args.start)] if self.args.start else []
+        return [*shlex.split(text), "--adam-betas", "(0.9, 0.98)", *start, *self.args.extra]
+
+    def execute(self) -> dict[str, Any]:
+        """Trains and generates, or returns what an earlier call, or another process, found.
+
+        Raises:
+            UserError: the folder has a run with other options, finished or not.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second call of this script waits here
+            options, made_with = to_json(self.options()), self.folder / "options.json"
+            if made_with.exists() and made_with.read_text(encoding="utf-8") != options:
+                raise UserError(
+                    f"{self.folder} was made with other options (see {made_with.name} there): give "
+                    "another --out, or remove it"
+                )
+            write_atomic(made_with, options)
+            if not self.result.exists():
+                # fairseq takes one more update whenever it is started after the last one
+                trained = self.folder / "trained.json"
+                if not trained.exists():
+                    write_atomic(trained, to_json(self.train()))
+                train = json.loads(trained.read_text(encoding="utf-8"))
+                write_atomic(self.result, to_json({"train": train, "test": self.generate()}))
+        return json.loads(self.result.read_text(encoding="utf-8"))
+
+    def train(self) -> dict[str, Any]:
+        args = self.args
+        interval = max(1, args.updates // args.validations // 8)
+        every = str(8 * interval)
+        log = self.folder / "train.log"
+        drop_torn_checkpoint(self.folder / "checkpoints")
+        peak = self.call(
+            "fairseq-train", log, *self.options(), *self.validation(),
+            *("--validate-interval-updates", every, "--save-interval-updates", every),
+            *("--keep-interval-updates", "1", "--no-epoch-checkpoints", "--max-epoch", "100000"),
+            *("--log-format", "json", "--log-interval", str(interval)),
+            *("--save-dir", str(self.folder / "checkpoints")),
+        )  # fmt: skip
+        return {"peak MiB": peak / 1024, **read_training_log(log)}
+
+    def validation(self) -> list[str]:
+        """Options of fairseq-train that say what is measured at each validation."""
+        greedy = {**self.size["generation"], "beam": 1}  # type: ignore[dict-item]
+        return ["--eval-rouge", "--eval-rouge-args", json.dumps(greedy)]
+
+    def generate(self) -> dict[str, Any]:
+        flags = [
+            text
+            for name, value in self.size["generation"].items()  # type: ignore[attr-defined]
+            for text in ("--" + name.replace("_", "-"), str(value))
+        ]
+        log = self.folder / "generate.log"
+        log.unlink(missing_ok=True)
+        self.call(
+            "fairseq-generate", log, "--task", "summarization", "--truncate-source",
+            *("--truncate-target", "--scoring", "rouge", "--remove-bpe", "sentencepiece"),
+            *("--path", str(self.folder / "checkpoints" / "checkpoint_last.pt"), *flags),
+            *("--max-tokens", str(4 * self.args.source_tokens)),
+        )  # fmt: skip
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
+        found = dict(re.findall(r"ROUGE-(\w+) ([\d.]+)", last))
+        return {name: float(found[name.removeprefix("rouge")]) for name in ROUGE_TYPES}
+
+    def call(self, command: str, log: Path, *arguments: str) -> int:
+        """Runs a fairseq command on the data; returns its peak resident memory in KiB."""
+        plugin = str(Path(fairseq_updown.__file__).parent)
+        program = [str(Path(sys.executable).parent / command), str(self.args.data)]
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        environment["OMP_NUM_THREADS"] = str(self.args.threads)
+        device = ["--cpu"] if self.args.cpu else []
+        with log.open("a", encoding="utf-8") as stream:
+            process = subprocess.Popen(
+                [*program, "--user-dir", plugin, *device, *arguments],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+            try:
+                _, status, usage = os.wait4(process.pid, 0)
+            except BaseException:  # it would go on alone, and a resumed run would meet it
+                process.kill()
+                process.wait()
+                raise
+        if status:
+            tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
+            raise UserError(f"{command} failed for {self.folder.name}:\n{tail}\n(log: {log})")
+        return usage.ru_maxrss
+
+
+def read_training_log(path: Path) -> dict[str, Any]:
+    """Updates, updates per second, and the validations as (updates, nll, ROUGE-L if there is one).
+
+    The speed is that of the fastest tenth of the logged intervals: other work on the machine, and
+    validations, disturb those least. A resumed training logs the updates since its checkpoint
+    again; the later ones count.
+    """
+    speeds: dict[int, float] = {}
+    curve: dict[int, tuple[float, ...]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = _JSON_LINE.search(line)
+        if not found:
+            continue
+        kind, values = found[1], json.loads(found[2])
+        if kind == "valid":
+            names = ("valid_nll_loss", "valid_rougeL")
+            scores = tuple(float(values[name]) for name in names if name in values)
+            curve[int(values["valid_num_updates"])] = scores
+        else:
+            speeds[int(values["num_updates"])] = float(values["ups"])
+    return {
+        "updates": max(speeds),
+        "updates per second": float(np.percentile(list(speeds.values()), 90)),
+        "curve": [(updates, *curve[updates]) for updates in sorted(curve)],
+    }
+
+
+def drop_torn_checkpoint(folder: Path) -> None:
+    """Replaces a checkpoint_last.pt that is not whole by the newest numbered one, or removes it.
+
+    fairseq copies the numbered one there in place; a kill in that instant leaves it torn.
+    """
+    last = folder / "checkpoint_last.pt"
+    if not last.exists() or zipfile.is_zipfile(last):
+        return
+    last.unlink()
+    numbered = sorted(folder.glob("checkpoint_*_*.pt"), key=lambda path: path.stat().st_mtime)
+    if numbered:
+        write_atomic(last, numbered[-1].read_bytes())
+
+
+def source_tokens_per_update(data: Path, limit: int, max_tokens: int) -> float:
+    """Mean number of source tokens in a batch of the training set, cut to `limit`."""
+    dataset = data_utils.load_indexed_dataset(str(data / "train.src-tgt.src"))
+    cut = np.sort(np.minimum(dataset.sizes, limit))
+    batches, longest, rows = 1, 0, 0
+    for size in cut:  # as fairseq fills batches: in rising length
+        longest, rows = max(longest, int(size)), rows + 1
+        if longest * rows > max_tokens:
+            batches, longest, rows = batches + 1, int(size), 1
+    return float(cut.sum() / batches)
+
+
+# -------------------------------------------------------------------------------------- the table
+
+
+def after(curve: list[tuple[float, ...]], updates: float) -> tuple[float, float]:
+    """Validation likelihood and ROUGE-L after so many updates, interpolated."""
+    at, nll, rouge = np.array(curve).T
+    return float(np.interp(updates, at, nll)), float(np.interp(updates, at, rouge))
+
+
+def cell(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, and half the range where there are several."""
+    spread = f" ±{(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def table(results: dict[str, list[dict[str, Any]]], tokens_per_update: float) -> str:
+    """The comparison as a Markdown table: the mean over the seeds, and their half range.
+
+    A system's speed is that of its fastest run, for all seeds do the same work.
+    """
+
+    trained = {system: [run["train"] for run in runs] for system, runs in results.items()}
+    speed = {
+        system: max(train["updates per second"] for train in found)
+        for system, found in trained.items()
+    }
+    budget = min(trained[system][0]["updates"] / speed[system] for system in trained)
+    head = ["system", "seeds", "ROUGE-1", "ROUGE-2", "ROUGE-Lsum", "valid nll"]
+    head += [f"nll, {budget:.0f} s", f"ROUGE-L, {budget:.0f} s", "tokens/s", "peak MiB"]
+    lines = [head, ["---"] * len(head)]
+    for system, runs in results.items():
+        timed = [after(train["curve"], budget * speed[system]) for train in trained[system]]
+        lines.append(
+            [
+                system,
+                str(len(runs)),
+                *(cell([run["test"][f"rouge{kind}"] for run in runs]) for kind in (1, 2, "Lsum")),
+                cell([train["curve"][-1][1] for train in trained[system]], 3),
+                cell([nll for nll, _ in timed], 3),
+                cell([rouge for _, rouge in timed]),
+                f"{tokens_per_update * speed[system]:.0f}",
+                cell([train["peak MiB"] for train in trained[system]], 0),
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("data", type=Path, help="made by fairseq-preprocess, with src and tgt")
+    add("--out", type=Path, required=True, metavar="DIR", help="where the runs are kept")
+    add("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS)[:4], metavar="NAME",
+        help=f"default: the first four of {', '.join(SYSTEMS)}")  # fmt: skip
+    add("--seeds", nargs="+", type=int, default=[1, 2], metavar="N")
+    add("--size", choices=list(SIZES), default="small", help="model and batches (default: small)")
+    add("--source-tokens", type=positive, metavar="N", help="cut documents to this (by size)")
+    add("--updates", type=positive, default=1000, metavar="N")
+    add("--start", type=Path, metavar="FILE",
+        help="stock transformer of this size, where every run starts")  # fmt: skip
+    add("--validations", type=positive, default=4, metavar="N", help="per run (default 4)")
+    add("--jobs", type=positive, default=1, metavar="N", help="runs at a time (default 1)")
+    add("--threads", type=positive, default=1, metavar="N", help="of each run (default 1)")
+    add("--gpu", dest="cpu", action="store_false", help="train on the GPU")
+    add("--table-only", action="store_true", help="print what has been run so far")
+    parser.usage = (
+        parser.format_usage().removeprefix("usage: ") + "    [-- options of fairseq-train]"
+    )
+    given = list(sys.argv[1:] if argv is None else argv)
+    end = given.index("--") if "--" in given else len(given)
+    args = parser.parse_args(given[:end])
+    args.extra = given[end + 1 :]
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    if not (args.data / "dict.src.txt").exists():
+        raise UserError(f"{args.data} has no dict.src.txt: give a folder of fairseq-preprocess")
+    if args.start and not args.start.is_file():
+        raise UserError(f"--start {args.start} does not exist: give a checkpoint of fairseq-train")
+    args.source_tokens = args.source_tokens or SIZES[args.size]["source"]
+    runs = [Run(args, system, seed) for seed in args.seeds for system in args.systems]
+    if args.table_only:
+        runs = [run for run in runs if run.result.exists()]
+        if not runs:
+            raise UserError(f"--out {args.out} has no finished run of these systems and seeds")
+    results: dict[str, list[dict[str, Any]]] = {}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for run, figures in zip(runs, pool.map(Run.execute, runs)):
+            results.setdefault(run.system, []).append(figures)
+            print(f"{run.folder.name}: {json.dumps(figures['test'])}", file=sys.stderr, flush=True)
+    max_tokens = int(re.findall(r"--max-tokens (\d+)", " ".join(runs[0].options()))[-1])
+    print(table(results, source_tokens_per_update(args.data, args.source_tokens, max_tokens)))
+    print(
+        f"\n{args.updates} updates, size {args.size}, sources cut to {args.source_tokens} tokens, "
+        f"{args.jobs} runs at a time with {args.threads} threads each"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (UserError, OSError) as error:
+        raise SystemExit(f"quality: error: {error}") from error
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

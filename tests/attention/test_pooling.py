@@ -1,0 +1,113 @@
+"""The pooling operators against their slow oracles, and what must hold of any of them."""
+
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairseq_updown.attention.pooling import POOLINGS, combine, straight_through, sum_by_slot
+
+NAMES = list(POOLINGS)
+rows = st.lists(
+    st.tuples(st.integers(0, 23), st.integers(1, 9)), min_size=1, max_size=5
+)  # (length, target)
+
+
+def run(name, rows, seed, base=20.0, ties=False):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([length for length, _ in rows])
+    targets = torch.tensor([target for _, target in rows])
+    width = int(lengths.max()) + seed % 3
+    scores = torch.rand(len(rows), max(1, width), generator=generator, dtype=torch.float64)
+    if ties:
+        scores = (scores * 3).round() / 4 + 0.1
+    num_slots = max(1, int(torch.minimum(lengths, targets).max()))
+    return scores, num_slots, POOLINGS[name](scores, lengths, targets, num_slots, base)
+
+
+@given(
+    st.sampled_from(NAMES), rows, st.integers(0, 99), st.sampled_from([2.0, 20.0]), st.booleans()
+)
+def test_equals_the_oracle_for_any_lengths_targets_and_ties(name, rows, seed, base, ties):
+    scores, num_slots, pooled = run(name, rows, seed, base, ties)
+    weights = pooled.log_weights.exp()
+    if name == "topk":
+        weights = straight_through(pooled.log_weights, pooled.leader)
+    for row, (length, target) in enumerate(rows):
+        items = reference.pool(name, scores[row, :length], target, base) if length else []
+        assert len(items) == min(length, target)
+        for slot, item in enumerate(items):
+            members = (pooled.assignment[row] == slot).nonzero().flatten().tolist()
+            assert members == sorted(item.weights)
+            assert pooled.leader[row].logical_and(
+                pooled.assignment[row] == slot
+            ).nonzero().item() == (item.leader)
+            torch.testing.assert_close(pooled.scores[row, slot], item.score, rtol=0, atol=1e-12)
+            expected = torch.stack([item.weights[i] for i in members])
+            if name == "topk":
+                expected = torch.tensor([float(i == item.leader) for i in members]).double()
+            torch.testing.assert_close(weights[row, members], expected, rtol=0, atol=1e-12)
+        assert (pooled.scores[row, len(items) :] == 0).all()
+        assert (pooled.assignment[row, length:] == num_slots).all()
+
+
+@given(st.sampled_from(NAMES), rows, st.integers(0, 99))
+def test_slots_are_convex_combinations_and_lose_no_count(name, rows, seed):
+    scores, num_slots, pooled = run(name, rows, seed)
+    lengths = torch.tensor([length for length, _ in rows])
+    x = torch.randn(*scores.shape, 3, dtype=torch.float64)
+    is_real = (torch.arange(scores.size(1)) < lengths.unsqueeze(1)).double()
+    shares = sum_by_slot(pooled.log_weights.exp() * is_real, pooled.assignment, num_slots)
+    counts = sum_by_slot(is_real, pooled.assignment, num_slots)
+    used = counts > 0
+    torch.testing.assert_close(shares[used], torch.ones_like(shares[used]))
+    assert counts.sum(1).tolist() == lengths.tolist()
+    slots = combine(x, pooled.assignment, pooled.log_weights.exp(), num_slots)
+    dense = torch.zeros(*slots.shape[:2], x.size(1), dtype=torch.float64)
+    for row in range(len(rows)):
+        for token in range(int(lengths[row])):
+            dense[row, pooled.assignment[row, token], token] = pooled.log_weights[row, token].exp()
+    torch.testing.assert_close(slots, dense @ x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_the_identity_on_a_row_that_fits(name):
+    scores = torch.rand(2, 5).double()
+    targets = torch.tensor([5, 9])
+    pooled = POOLINGS[name](scores, torch.tensor([5, 4]), targets, 5, 20.0)
+    assert pooled.assignment.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 5]]
+    assert (pooled.log_weights == 0).all()
+    torch.testing.assert_close(pooled.scores[0], scores[0])
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 99))
+def test_topk_keeps_exactly_the_best(length, target, seed):
+    scores = torch.rand(1, length, generator=torch.Generator().manual_seed(seed)).double()
+    pooled = POOLINGS["topk"](
+        scores, torch.tensor([length]), torch.tensor([target]), min(length, target), 20.0
+    )
+    best = scores[0].argsort(descending=True)[:target].sort().values
+    assert pooled.leader[0].nonzero().flatten().tolist() == best.tolist()
+
+
+@pytest.mark.parametrize("name", ["tournament", "topk"])
+def test_gradient_reaches_every_paired_score(name):
+    scores = torch.rand(1, 16).double().requires_grad_()
+    pooled = POOLINGS[name](scores, torch.tensor([16]), torch.tensor([4]), 4, 20.0)
+    weights = straight_through(pooled.log_weights, pooled.leader)
+    slots = combine(torch.randn(1, 16, 3).double(), pooled.assignment, weights, 4)
+    slots.square().sum().backward()
+    assert (scores.grad != 0).sum() >= 15
+
+
+def test_the_soft_gradient_is_that_of_the_weights():
+    lengths, targets = torch.tensor([9]), torch.tensor([3])
+    x = torch.randn(1, 9, 2).double()
+
+    def slots(scores):
+        pooled = POOLINGS["tournament"](scores, lengths, targets, 3, 5.0)
+        return combine(x, pooled.assignment, pooled.log_weights.exp(), 3)
+
+    scores = torch.rand(1, 9).double().requires_grad_()
+    assert torch.autograd.gradcheck(slots, scores)

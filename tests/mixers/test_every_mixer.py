@@ -1,0 +1,267 @@
+"""What must hold of every encoder mixer, whatever it computes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixer_checks import (
+    DIM,
+    assert_counts_are_repetitions,
+    cost,
+    draw_stage,
+    make,
+    perturb,
+    run,
+)
+from toy import EXACT, PAD, build, draw_rows, logits, pad_rows, random_tokens
+
+from fairseq_updown.mass import TokenMass
+from fairseq_updown.mixers import MIXERS
+
+# Sizes that cut sequences of two dozen tokens into several parts.
+SIZES = {name: 3 if mixer.default_size else 0 for name, mixer in MIXERS.items()}
+OPTIONS = {"ssa": dict(updown_mixer_ensemble=2)}
+POOLED = dict(updown_pool_layers="2")
+UNPOOLED = dict(updown_pool_layers="")
+# Mixers that cannot take over the projections of a stock attention.
+OTHER_PROJECTIONS = ("csp", "igloo", "luna")
+# The layers, of three, that have no attention weights to drop.
+WITHOUT_WEIGHTS = {"csp": {0, 1, 2}, "flow": {0, 1, 2}, "transnormer": {1, 2}}
+
+
+def build_mixer(name, **options):
+    own = {"updown_mixer_size": SIZES[name], **OPTIONS.get(name, {})}
+    return build(updown_mixer=name, **{**own, **options})
+
+
+def build_stage(name, **options):
+    """The mixers of the layers of a model, all their parameters off their neutral start."""
+    model = build_mixer(name, **UNPOOLED, encoder_embed_dim=DIM, **options)
+    return [perturb(layer.self_attn) for layer in model.encoder.layers]
+
+
+@pytest.fixture(params=list(MIXERS))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+# A layer's mixer
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_sample_of_a_stage_does_not_depend_on_its_batch(name, pooled):
+    mixers, lengths = build_stage(name), [13, 0, 5, 1]
+    inputs, padding_mask, mass = draw_stage(3, lengths, extra=2, pooled=pooled)
+    with torch.no_grad():
+        batch = run(mixers, inputs, padding_mask, mass)
+        for i in (0, 2, 3):
+            row, real = slice(i, i + 1), slice(lengths[i])
+            own = TokenMass(*(t[row, real] for t in mass)) if pooled else None
+            alone = run(mixers, inputs[:, row, real], None, own)
+            torch.testing.assert_close(batch[:, row, real], alone, **EXACT)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_pads_get_no_gradient_and_make_none_infinite(name, pooled):
+    mixers = [mixer.train() for mixer in build_stage(name)]
+    inputs, padding_mask, mass = draw_stage(3, [13, 0, 5, 1], extra=2, pooled=pooled)
+    out = run(mixers, inputs.requires_grad_(), padding_mask, mass)
+    assert out.isfinite().all()
+    (grad,) = torch.autograd.grad(out[:, ~padding_mask].sum(), inputs, retain_graph=True)
+    assert grad[:, padding_mask].eq(0).all()
+    assert grad[:, ~padding_mask].abs().sum(dim=-1).gt(0).all()
+    parameters = [p for mixer in mixers for p in mixer.parameters()]
+    gradients = torch.autograd.grad(out.sum(), [inputs, *parameters])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", sorted(set(MIXERS) - {"ssa"}))
+def test_training_computes_what_inference_does(name):
+    mixers, batch = build_stage(name), draw_stage(3, [13, 5], pooled=True)
+    with torch.no_grad():
+        expected = run(mixers, *batch)
+    actual = run([mixer.train() for mixer in mixers], *batch)
+    real = ~batch[1]
+    torch.testing.assert_close(actual[:, real], expected[:, real], **EXACT)
+
+
+def test_attention_dropout_acts_on_weights_in_training_only(name):
+    inputs, _, _ = draw_stage(3, [5])  # of one block, so that nothing is drawn but the dropout
+    plain, dropped = (build_stage(name, attention_dropout=p) for p in (0.0, 0.5))
+    expected = run(plain, inputs)
+    torch.testing.assert_close(run(dropped, inputs), expected, **EXACT)
+    actual = run([mixer.train() for mixer in dropped], inputs)
+    acts = [(a - b).abs().max() > 1e-6 for a, b in zip(actual, expected)]
+    assert acts == [layer not in WITHOUT_WEIGHTS.get(name, ()) for layer in range(3)]
+
+
+def test_half_precision_of_a_stage_is_near(name):
+    own = {"updown_mixer_size": 11} if name == "updown_v2" else {}  # rounding may choose others
+    inputs, mixers = draw_stage(3, [11])[0].float(), build_stage(name, **own)
+    mixers = [mixer.float() for mixer in mixers]
+    expected = run(mixers, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = run(mixers, inputs).float()
+    error = (actual - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+    assert (error < 0.05).all(), error
+
+
+def test_full_attention_takes_a_count_for_so_many_tokens():
+    assert_counts_are_repetitions([make(MIXERS["full"])])
+
+
+def test_the_cost_of_full_attention_is_seen_to_be_quadratic():
+    short, long = (cost(make(MIXERS["full"]), length) for length in (256, 512))
+    assert long[0] > 3 * short[0]
+    assert long[1] >= 512**2
+
+
+# A whole model
+
+
+@settings(max_examples=4)
+@given(
+    lengths=st.lists(st.integers(1, 26), min_size=2, max_size=4),
+    left=st.booleans(),
+    extra=st.integers(0, 9),
+    pooled=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_a_sample_does_not_depend_on_its_batch(name, lengths, left, extra, pooled, seed):
+    model = build_mixer(name, **(POOLED if pooled else UNPOOLED))
+    sources = draw_rows(lengths, seed)
+    target = torch.stack(draw_rows([5] * len(lengths), seed + 1))
+    with torch.no_grad():
+        batch = logits(model, pad_rows(sources, left, extra), target)
+        for i, source in enumerate(sources):
+            alone = logits(model, source.unsqueeze(0), target[i : i + 1])[0]
+            torch.testing.assert_close(batch[i], alone, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "checkpointed"), [([1], False), ([1], True), ([24, 7, 13], False)], ids=str
+)
+def test_every_parameter_gets_a_finite_gradient(name, lengths, checkpointed):
+    model = build_mixer(name, **POOLED, checkpoint_activations=checkpointed).train()
+    source = pad_rows(draw_rows(lengths, seed=0))
+    target = torch.stack(draw_rows([6] * len(lengths), seed=1))
+    logits(model, source, target).square().sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+
+
+def test_every_parameter_of_the_mixer_matters_on_a_long_source(name):
+    model = build_mixer(name, **UNPOOLED).train()
+    source, target = torch.stack(draw_rows([24], seed=0)), torch.stack(draw_rows([6], seed=1))
+    logits(model, source, target).square().sum().backward()
+    still = {
+        parameter_name
+        for parameter_name, parameter in model.encoder.layers.named_parameters()
+        if ".self_attn." in parameter_name and parameter.grad.abs().max() < 1e-12
+    }
+    # A slope needs pooled tokens or slots; a key's bias moves all logits alike; a state's start
+    # belongs to the first layer.
+    expected = ("count_bias", "k_proj.bias", "reweight", "gate", "initial", "beta")
+    assert {p for p in still if not any(part in p for part in expected)} == set()
+
+
+def test_checkpointed_activations_change_no_gradient(name):
+    source = pad_rows(draw_rows([24, 7], seed=0))
+    target = torch.stack(draw_rows([6, 6], seed=1))
+    gradients = []
+    for checkpointed in (False, True):
+        model = build_mixer(name, **POOLED, checkpoint_activations=checkpointed).train()
+        torch.manual_seed(3)
+        logits(model, source, target).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, checkpointed in zip(*gradients):
+        torch.testing.assert_close(plain, checkpointed, **EXACT)
+
+
+def test_a_row_of_pads_disturbs_nobody(name):
+    model = build_mixer(name)
+    sources = draw_rows([12, 9], seed=1)
+    target = torch.stack(draw_rows([6, 6, 6], seed=2))
+    out = logits(model, pad_rows([sources[0], sources[1][:0], sources[1]], left=True), target)
+    assert out.isfinite().all()
+    torch.testing.assert_close(out[2], logits(model, sources[1][None], target[2:])[0], **EXACT)
+    out.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_every_source_token_is_seen_by_some_other(name):
+    """Changing the first token changes the last one's output: information crosses positions."""
+    model = build_mixer(name, **UNPOOLED, updown_block_size=64)
+    source = torch.stack(draw_rows([24], seed=7))
+    changed = source.clone()
+    changed[0, 0] = 4 + (changed[0, 0] - 3) % 20
+    assert changed[0, 0] not in (source[0, 0], PAD)
+    with torch.no_grad():
+        before, after = (model.encoder(s)["encoder_out"][0][1:] for s in (source, changed))
+    assert (before - after).abs().max() > 1e-9
+
+
+def test_half_precision_is_finite_and_near(name):
+    model = build_mixer(name).float()
+    source = torch.stack(draw_rows([24], seed=7))
+    target = torch.stack(draw_rows([6], seed=8))
+    expected = logits(model, source, target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = logits(model, source, target)
+    assert actual.isfinite().all()
+    actual.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert (actual.float() - expected).norm() < 0.5 * expected.norm()
+
+
+def test_decoding_step_by_step_equals_the_parallel_pass(name):
+    model = build_mixer(name)
+    source, target = torch.stack(draw_rows([23], seed=2)), torch.stack(draw_rows([9], seed=3))
+    with torch.no_grad():
+        expected = logits(model, source, target)
+        encoder_out, state = model.encoder(source), {}
+        for t in range(target.size(1)):
+            step, _ = model.decoder(target[:, : t + 1], encoder_out, incremental_state=state)
+            torch.testing.assert_close(step[:, 0], expected[:, t], **EXACT)
+
+
+@pytest.mark.parametrize("length", [1, 7, 31])
+def test_full_is_the_stock_transformer_at_any_length(length):
+    stock = build("stock")
+    model = build(perturb=False, updown_mixer="full", updown_decoder_block_size=64, **UNPOOLED)
+    model.load_state_dict(stock.state_dict())
+    generator = torch.Generator().manual_seed(length)
+    source, target = random_tokens(generator, 2, length), random_tokens(generator, 2, 5)
+    torch.testing.assert_close(
+        logits(model, source, target), logits(stock, source, target), **EXACT
+    )
+
+
+def test_blockwise_is_updown_without_slots():
+    blockwise = build(updown_mixer="blockwise", updown_decoder_slots=0)
+    updown = build(updown_slots=0, updown_decoder_slots=0)
+    blockwise.load_state_dict(updown.state_dict())
+    source, target = torch.stack(draw_rows([23], seed=2)), torch.stack(draw_rows([9], seed=3))
+    torch.testing.assert_close(
+        logits(blockwise, source, target), logits(updown, source, target), **EXACT
+    )
+
+
+def test_a_stock_checkpoint_loads_into_the_projections_and_leaves_the_rest(name):
+    stock, model = build("stock", seed=3).state_dict(), build_mixer(name)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    if name in OTHER_PROJECTIONS:
+        with pytest.raises(RuntimeError, match=r"self_attn\.k_proj"):
+            model.load_state_dict(dict(stock))
+        return
+    model.load_state_dict(dict(stock))
+    after = model.state_dict()
+    assert set(stock) < set(after) == set(before)
+    assert all(torch.equal(after[key], stock.get(key, before[key])) for key in after)
+
+
+def test_weights_of_another_mixer_are_refused_with_the_remedy():
+    weights = build_mixer("updown_v2").state_dict()
+    with pytest.raises(ValueError, match=r"self_attn\.beta.*--updown-mixer"):
+        build_mixer("full").load_state_dict(weights)

@@ -1,0 +1,108 @@
+"""`--updown-mixer igloo`."""
+
+import math
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixer_checks import assert_equals_oracle, assert_linear, batches, cost, draw, make
+from toy import EXACT
+
+from fairseq_updown.mixers.igloo import Igloo, random_table
+
+CPU = torch.device("cpu")
+
+
+def igloo(mixer, x, counts, scores, state):
+    """The equations, token by token."""
+    n, num_patches, patch_size = len(x), mixer.num_patches, mixer.patch_size
+    weight = mixer.slice_proj.weight.view(num_patches, patch_size, -1)
+    u = random_table(n, num_patches * (patch_size + 1), mixer.layer, CPU).double() / 2**32
+    value, rows = mixer.v_proj(x), []
+    for t in range(n):
+        visible = t + 1 if mixer.causal else n
+        features = []
+        for patch in range(num_patches):
+            feature = mixer.patch_bias[patch]
+            for j in range(patch_size):
+                place = math.floor(u[t, patch * patch_size + j] * visible)
+                feature = feature + (weight[patch, j] * x[place]).sum()
+            features.append(feature)
+        places = [math.floor(p * visible) for p in u[t, num_patches * patch_size :]]
+        logits = mixer.mix_proj.weight @ torch.stack(features)
+        terms = [counts[s] * logit.exp() for s, logit in zip(places, logits)]
+        rows.append(sum(term / sum(terms) * value[s] for s, term in zip(places, terms)))
+    return mixer.out_proj(torch.stack(rows)), None
+
+
+@settings(max_examples=20)
+@given(
+    num_patches=st.integers(1, 7),
+    patch_size=st.integers(1, 4),
+    causal=st.booleans(),
+    batch=batches(longest=20),
+)
+def test_igloo_equals_the_slow_oracle(num_patches, patch_size, causal, batch):
+    options = dict(size=num_patches, patch_size=patch_size, causal=causal)
+    assert_equals_oracle([make(Igloo, layer=1, **options)], igloo, batch)
+
+
+def test_causal_form_does_not_see_the_future():
+    mixer = make(Igloo, size=5, causal=True)
+    x, _, _ = draw([15], seed=5)
+    with torch.no_grad():
+        before = mixer(x, None, None, ())[0]
+        for t in range(1, 15):
+            changed = x.clone()
+            changed[:, t:] += 1
+            after = mixer(changed, None, None, ())[0]
+            torch.testing.assert_close(after[:, :t], before[:, :t], **EXACT)
+            assert (after[:, t:] - before[:, t:]).abs().max() > 1e-3
+            torch.testing.assert_close(mixer(x[:, :t], None, None, ())[0], before[:, :t], **EXACT)
+
+
+def test_a_row_of_the_table_does_not_depend_on_the_length():
+    long = random_table(300, 20, 3, CPU)
+    for length in (1, 7, 299):
+        assert torch.equal(random_table(length, 20, 3, CPU), long[:length])
+
+
+def test_tables_are_uniform_and_differ_from_row_to_row_and_layer_to_layer():
+    tables = torch.stack([random_table(500, 40, layer, CPU) for layer in range(4)])
+    assert (tables >= 0).all()
+    assert (tables < 2**32).all()
+    u = tables.double() / 2**32
+    assert (u.flatten(1).mean(dim=1) - 0.5).abs().max() < 0.01
+    assert (u.flatten(1).var(dim=1) - 1 / 12).abs().max() < 0.002
+    for axis in (u.flatten(1), u[0], u[0].T):  # layers, rows, columns
+        correlation = torch.corrcoef(axis) - torch.eye(len(axis), dtype=u.dtype)
+        assert correlation.abs().max() < 5.5 / math.sqrt(axis.size(1))
+    counts = torch.histc(u, bins=50, min=0, max=1)
+    assert (counts / counts.mean() - 1).abs().max() < 0.1
+    assert not (tables[0].flatten().unsqueeze(1) == tables[1].flatten()[:50]).any()
+
+
+def test_places_are_real_tokens_and_reach_all_of_them():
+    lengths = torch.tensor([40, 17, 1, 0])
+    for row, n in zip(make(Igloo, size=16).places(40, lengths), (40, 17, 1, 1)):
+        assert set(row[:n].flatten().tolist()) == set(range(n))
+    causal = make(Igloo, size=16, causal=True).places(40, lengths)
+    last = torch.minimum(torch.arange(40), torch.tensor([[39], [16], [0], [0]]))
+    assert (causal >= 0).all()
+    assert (causal <= last.unsqueeze(-1)).all()
+
+
+def test_no_table_is_saved_or_trained():
+    layers = ("slice_proj", "mix_proj", "v_proj", "out_proj")
+    expected = {f"{layer}.weight" for layer in layers}
+    assert set(make(Igloo).state_dict()) == expected | {
+        "patch_bias",
+        "v_proj.bias",
+        "out_proj.bias",
+    }
+
+
+def test_igloo_is_linear_in_length_and_holds_no_tensor_larger_than_the_table():
+    mixer = make(Igloo, size=5)
+    assert_linear(mixer)
+    assert cost(mixer, 256)[1] == 256 * 5 * (mixer.patch_size + 1)

@@ -1,0 +1,230 @@
+"""Every flag reaches the built model, by command line and by yaml; bad ones are refused."""
+
+from argparse import Namespace
+from typing import Any, Dict
+
+import pytest
+import torch
+from fairseq import options
+from fairseq.dataclass.initialize import add_defaults
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models import ARCH_MODEL_REGISTRY, build_model
+from fairseq.models.transformer import TransformerConfig
+from omegaconf import OmegaConf
+from toy import CONFIGURATIONS, build, toy_task
+
+from fairseq_updown.mixers import MIXERS
+from fairseq_updown.mixers.base import Settings
+from fairseq_updown.models.updown_transformer import ARCHITECTURES
+from fairseq_updown.models.updown_transformer.options import UPDOWN_OPTIONS
+
+# A value other than the default for each of our flags.
+OTHER: Dict[str, Any] = {
+    "updown_mixer": "ssa",
+    "updown_mixer_size": 5,
+    "updown_mixer_ensemble": 2,
+    "updown_block_size": 6,
+    "updown_slots": 3,
+    "updown_pool_layers": "1,2",
+    "updown_pool_rate": 2.5,
+    "updown_memory_size": 9,
+    "updown_decoder_block_size": 7,
+    "updown_decoder_slots": 5,
+    "updown_cross_slots": 4,
+    "updown_pooling": "topk",
+    "updown_pooling_base": 3.5,
+    "updown_no_gate": True,
+    "updown_no_reweight": True,
+}
+STOCK_OTHER: Dict[str, Any] = {
+    "updown_mixer": "ssa",
+    "updown_mixer_size": 5,
+    "updown_mixer_ensemble": 2,
+    "activation_fn": "gelu",
+    "dropout": 0.25,
+    "attention_dropout": 0.15,
+    "activation_dropout": 0.05,
+    "encoder_embed_dim": 24,
+    "encoder_ffn_embed_dim": 40,
+    "encoder_layers": 4,
+    "encoder_attention_heads": 3,
+    "encoder_normalize_before": True,
+    "encoder_learned_pos": True,
+    "decoder_embed_dim": 32,
+    "decoder_ffn_embed_dim": 48,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 4,
+    "decoder_normalize_before": True,
+    "decoder_learned_pos": True,
+    "max_source_positions": 77,
+    "max_target_positions": 66,
+    "share_decoder_input_output_embed": True,
+    "no_token_positional_embeddings": True,
+    "layernorm_embedding": True,
+    "no_scale_embedding": True,
+    "checkpoint_activations": True,
+}
+
+
+def from_command_line(arch: str, flags: Dict[str, Any]) -> Any:
+    arguments = ["data", "--task", "translation", "--arch", arch]
+    for name, value in flags.items():
+        flag = "--" + name.replace("_", "-")
+        arguments += [flag] if value is True else [flag, str(value)]
+    args = options.parse_args_and_arch(options.get_training_parser(), arguments)
+    return build_model(convert_namespace_to_omegaconf(args).model, toy_task())
+
+
+def from_yaml(arch: str, flags: Dict[str, Any]) -> Any:
+    cfg = OmegaConf.create({"model": {"_name": arch, **flags}, "task": {"_name": "translation"}})
+    add_defaults(cfg)
+    return build_model(cfg.model, toy_task())
+
+
+@pytest.mark.parametrize("load", [from_command_line, from_yaml])
+def test_every_flag_reaches_the_built_model(load: Any) -> None:
+    assert set(OTHER) == set(UPDOWN_OPTIONS)
+    model = load("updown_transformer", {**OTHER, **STOCK_OTHER})
+    for name, value in {**OTHER, **STOCK_OTHER}.items():
+        assert getattr(model.cfg, name) == value, name
+    mixer = model.encoder.layers[1].self_attn
+    assert type(mixer) is MIXERS["ssa"]
+    assert mixer.settings == Settings(6, 5, layer=1, num_layers=4, ensemble=2)
+    plain = {"updown_mixer": "updown", "updown_mixer_size": 0, "updown_mixer_ensemble": 0}
+    model = load("updown_transformer", {**OTHER, **STOCK_OTHER, **plain})
+    encoder = model.encoder.layers[1].self_attn
+    assert (encoder.block_size, encoder.compressor.num_slots, encoder.num_heads) == (6, 3, 3)
+    assert encoder.compressor.pooling_base == 3.5
+    assert encoder.compressor.hard
+    assert encoder.compressor.gate_weight is None
+    assert encoder.compressor.reweight is None
+    decoder = model.decoder.layers[2].self_attn
+    assert (decoder.block_size, decoder.compressor.num_slots, decoder.num_heads) == (7, 5, 4)
+    assert list(model.encoder.pools) == ["1", "2"]
+    assert (model.encoder.pools["1"].rate, model.encoder.pools["1"].min_length) == (2.5, 9)
+    assert model.encoder.memory_pool.min_length == 4
+    assert model.encoder.embed_positions is None
+    assert len(model.encoder.layers) == 4
+    assert model.max_positions() == (77, 66)
+
+
+@pytest.mark.parametrize("load", [from_command_line, from_yaml])
+@pytest.mark.parametrize("arch", [name for name in ARCHITECTURES if "big" not in name])
+def test_architectures_mean_the_same_everywhere_and_yield_to_flags(arch: str, load: Any) -> None:
+    small = {"encoder_layers": 4, "encoder_ffn_embed_dim": 32, "encoder_embed_dim": 16}
+    model = load(arch, {**small, "updown_decoder_slots": 3})
+    assert model.cfg.updown_decoder_slots == 3
+    assert model.cfg.encoder.embed_dim == 16
+    for name, value in ARCHITECTURES[arch].items():
+        if name.startswith("updown") and name != "updown_decoder_slots":
+            assert getattr(model.cfg, name) == value
+    assert ARCH_MODEL_REGISTRY[arch].__name__ == "UpdownTransformerModel"
+
+
+def test_big_architecture() -> None:
+    args = Namespace()
+    from fairseq_updown.models.updown_transformer.architectures import apply_architecture
+
+    apply_architecture("updown_transformer_wmt_en_de_big", args)
+    assert (args.encoder_embed_dim, args.encoder_ffn_embed_dim) == (1024, 4096)
+    assert args.attention_dropout == 0.1
+
+
+def test_has_every_flag_of_the_stock_transformer() -> None:
+    stock = {f"encoder_{name}" for name in TransformerConfig().encoder.__dataclass_fields__}
+    stock |= {f"decoder_{name}" for name in TransformerConfig().decoder.__dataclass_fields__}
+    stock |= set(TransformerConfig.__dataclass_fields__) - {"encoder", "decoder", "quant_noise"}
+    from fairseq_updown.models.updown_transformer import UpdownTransformerConfig
+
+    missing = stock - set(UpdownTransformerConfig.__dataclass_fields__)
+    assert {name for name in missing if "_name" not in name} == {
+        "encoder_xformers_att_config",
+        "decoder_xformers_att_config",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (dict(updown_block_size=0), "--updown-block-size 0"),
+        (dict(updown_block_size=-4), "--updown-block-size -4"),
+        (dict(updown_decoder_block_size=0), "--updown-decoder-block-size 0"),
+        (dict(updown_slots=-1), "--updown-slots -1"),
+        (dict(updown_slots=6, updown_block_size=5), "--updown-slots 6.*--updown-block-size = 5"),
+        (dict(updown_decoder_slots=9), "--updown-decoder-slots 9"),
+        (dict(updown_mixer="mamba"), "--updown-mixer mamba: choose updown, full"),
+        (dict(updown_mixer_size=3), "--updown-mixer-size 3.*updown has no size"),
+        (dict(updown_mixer="topm", updown_mixer_size=-1), "--updown-mixer-size -1.*at least 1"),
+        (dict(updown_mixer_ensemble=2), "--updown-mixer-ensemble 2: --updown-mixer updown has no"),
+        (dict(updown_mixer="ssa", updown_mixer_ensemble=-1), "--updown-mixer-ensemble -1"),
+        (dict(updown_pool_rate=0.5), "--updown-pool-rate 0.5"),
+        (dict(updown_memory_size=0), "--updown-memory-size 0"),
+        (dict(updown_cross_slots=-2), "--updown-cross-slots -2"),
+        (dict(updown_pooling="median"), "--updown-pooling median.*tournament"),
+        (dict(updown_pooling_base=1.0), "--updown-pooling-base 1.0"),
+        (dict(updown_pool_layers="0"), "no encoder layer 0"),
+        (dict(updown_pool_layers="2,9"), "no encoder layer 9"),
+        (dict(updown_pool_layers="2,2"), "each layer once"),
+        (dict(updown_pool_layers="2,1"), "rising"),
+        (dict(updown_pool_layers="two"), "'two' is not a list"),
+        (dict(updown_pool_layers="1,,2"), "is not a list"),
+        (dict(updown_pool_layers="[1, 2]"), "is not a list"),
+        (dict(cross_self_attention=True), "--cross-self-attention"),
+        (dict(base_layers=1), "--base-layers"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused_with_value_and_remedy(flags: Dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**flags)
+
+
+def test_adaptive_softmax() -> None:
+    model = build(adaptive_softmax_cutoff=[8, 14])
+    features, _ = model(torch.full((2, 9), 5), None, torch.full((2, 6), 7))
+    log_probs = model.decoder.adaptive_softmax.get_log_prob(features, None)
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 6).double())
+
+
+@pytest.mark.parametrize("name", list(CONFIGURATIONS))
+def test_source_attention_is_a_distribution_over_real_tokens(name: str) -> None:
+    model = build(**CONFIGURATIONS[name])
+    source = torch.randint(4, 24, (2, 19))
+    source[1, :6] = 1
+    _, extra = model(source, None, torch.randint(4, 24, (2, 5)))
+    attention = extra["attn"][0]
+    assert attention.shape == (2, 5, 19)
+    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 5).double(), atol=1e-6, rtol=0)
+    assert (attention[1, :, :6] == 0).all()
+    model.make_generation_fast_(need_attn=None)
+    assert model(source, None, torch.full((2, 3), 5))[1]["attn"] == [None]
+
+
+def test_full_context_alignment_is_refused() -> None:
+    model = build()
+    encoder_out = model.encoder(torch.full((1, 5), 5))
+    with pytest.raises(ValueError, match="full_context_alignment"):
+        model.decoder(torch.full((1, 4), 5), encoder_out, full_context_alignment=True)
+
+
+def test_a_source_beyond_the_limit_or_without_tokens_is_refused() -> None:
+    model = build(max_source_positions=10)
+    with pytest.raises(ValueError, match="source of 11 tokens exceeds --max-source-positions 10"):
+        model.encoder(torch.full((2, 11), 5))
+    with pytest.raises(ValueError, match="at least one"):
+        model.encoder(torch.zeros(2, 0, dtype=torch.long))
+    padded = torch.full((1, 14), 1)
+    padded[0, -10:] = 5
+    assert model.encoder(padded)["encoder_out"][0].isfinite().all()
+
+
+def test_layerdrop_on_an_anchor_layer_makes_the_next_layer_the_anchor() -> None:
+    model = build(encoder_layerdrop=0.5, decoder_layerdrop=0.5).train()
+    source, target = torch.randint(4, 24, (2, 23)), torch.randint(4, 24, (2, 14))
+    seen = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        out = model(source, None, target)[0]
+        assert out.isfinite().all()
+        seen.add(round(float(out.detach().sum()), 6))
+    assert len(seen) > 3

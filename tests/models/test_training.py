@@ -1,0 +1,185 @@
+"""Precisions, parallel training, checkpoints, and that something is learned."""
+
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, Dict
+
+import numpy as np
+import pytest
+import torch
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.optim import build_optimizer
+from omegaconf import OmegaConf
+from toy import build
+
+SOURCE = torch.randint(4, 24, (3, 23), generator=torch.Generator().manual_seed(0))
+TARGET = torch.randint(4, 24, (3, 14), generator=torch.Generator().manual_seed(1))
+
+
+# A tournament on rounded states may choose otherwise, beyond any tolerance; these do not choose.
+CONTINUOUS = [
+    dict(updown_pooling="mean"),
+    dict(updown_pooling="mean", updown_cross_slots=4, encoder_normalize_before=True),
+    dict(updown_slots=0, updown_decoder_slots=0, updown_pool_layers=""),
+    dict(updown_slots=5, updown_decoder_slots=4, updown_pool_layers=""),
+]
+
+
+@pytest.mark.parametrize("flags", CONTINUOUS, ids=str)
+def test_bf16_errs_no_more_than_twice_the_stock_transformer(flags: Dict[str, Any]) -> None:
+    """The error of each against its own float64 self (flash-attention's tolerance)."""
+
+    def error(model: Any) -> float:
+        # Rounded weights in both, so that only the arithmetic differs.
+        model.bfloat16().double()
+        exact = model(SOURCE, None, TARGET)[0]
+        rounded = model.bfloat16()(SOURCE, None, TARGET)[0]
+        assert rounded.isfinite().all()
+        return float((rounded.double() - exact).pow(2).mean().sqrt())
+
+    stock = {k: v for k, v in flags.items() if "updown" not in k}
+    with torch.no_grad():
+        errors = [error(build(seed=seed, **flags)) for seed in range(3)]
+        references = [error(build("stock", seed=seed, **stock)) for seed in range(3)]
+    assert sorted(errors)[1] <= 2 * sorted(references)[1] + 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_trains_with_finite_gradients(dtype: torch.dtype) -> None:
+    model = build().to(dtype).train()
+    model(SOURCE, None, TARGET)[0].float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_autocast_trains_with_finite_gradients() -> None:
+    model = build().float().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(SOURCE, None, TARGET)[0].float().square().mean()
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        encoder_out, state = model.eval().encoder(SOURCE), {}
+        for t in range(12):
+            model.decoder(TARGET[:, : t + 1], encoder_out, incremental_state=state)
+
+
+DDP_SCRIPT = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from toy import build
+
+rank, port, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2)
+model = build(perturb=False).train()
+if kind == "replicated":
+    replica = DistributedDataParallel(model)
+else:
+    mesh = init_device_mesh("cpu", (2,))
+    for module in [*model.encoder.layers, *model.decoder.layers, model]:
+        replica = fully_shard(module, mesh=mesh)
+single = build(perturb=False).train()
+for step, (src_len, tgt_len) in enumerate([(23, 14), (3, 2), (9, 13), (30, 3)]):
+    batches = []
+    for r in (0, 1):
+        g = torch.Generator().manual_seed(10 * step + r)
+        length = src_len if r == 0 else 4  # one process compresses, the other has only sentences
+        source = torch.randint(4, 24, (2, length), generator=g)
+        batches.append((source, None, torch.randint(4, 24, (2, tgt_len), generator=g)))
+    replica.zero_grad()
+    replica(*batches[rank])[0].square().mean().backward()
+    single.zero_grad()
+    for batch in batches:
+        (single(*batch)[0].square().mean() / 2).backward()
+    for (name, p), q in zip(model.named_parameters(), single.parameters()):
+        grad = p.grad.full_tensor() if kind == "sharded" else p.grad
+        torch.testing.assert_close(grad, q.grad, rtol=0, atol=1e-9, msg=name)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_two_gloo_processes_agree_with_one_without_searching_for_unused_parameters(
+    kind: str,
+) -> None:
+    port = 20000 + os.getpid() % 20000
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", DDP_SCRIPT, str(rank), str(port), kind],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    for output in outputs:
+        assert output.strip().endswith("equal"), output[-2000:]
+
+
+def test_a_checkpoint_of_the_stock_transformer_loads_and_its_weights_count() -> None:
+    stock, model = build("stock", seed=3), build()
+    model.load_state_dict(stock.state_dict())
+    ours = model.state_dict()
+    assert all(torch.equal(ours[key], value) for key, value in stock.state_dict().items())
+
+
+def test_weights_of_other_flags_are_refused_with_the_remedy() -> None:
+    weights = build(updown_pool_layers="1").state_dict()
+    with pytest.raises(ValueError, match=r"pools\.1.*--updown-pool-layers"):
+        build(updown_pool_layers="2").load_state_dict(weights)
+
+
+class Hostile:
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (self.path,))
+
+    def __init__(self, path: str):
+        self.path = path
+
+
+def test_a_hostile_or_corrupt_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+
+    hostile, corrupt, trap = tmp_path / "a.pt", tmp_path / "b.pt", tmp_path / "trap"
+    torch.save({"args": Namespace(x=1), "model": Hostile(str(trap))}, hostile)
+    with pytest.raises(Exception, match="mkdir"):
+        load_checkpoint_to_cpu(str(hostile))
+    assert not trap.exists()
+    corrupt.write_bytes(hostile.read_bytes()[:200])
+    with pytest.raises(RuntimeError, match="zip archive"):
+        load_checkpoint_to_cpu(str(corrupt))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adafactor", "nag", "sgd", "adagrad", "adamax"])
+def test_what_fairseq_stores_beside_the_weights_loads(optimizer: str, tmp_path: Path) -> None:
+    parser = options.get_training_parser()
+    flags = ["data", "--task", "translation", "--arch", "updown_transformer_tiny"]
+    args = options.parse_args_and_arch(parser, [*flags, "--optimizer", optimizer, "--lr", "0.1"])
+    cfg = convert_namespace_to_omegaconf(args)
+    parameter = torch.nn.Parameter(torch.ones(3, 4))
+    built = build_optimizer(cfg.optimizer, [parameter])
+    parameter.sum().backward()
+    built.step()
+    state = {
+        "args": Namespace(lr=[0.1]),
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "last_optimizer_state": built.state_dict(),
+        "extra_state": {"best": np.float64(3.5), "n": np.int64(4), "order": np.arange(3)},
+    }
+    torch.save(state, tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt")
+    assert loaded["args"].lr == [0.1]
+    assert loaded["extra_state"]["best"] == 3.5
+    assert loaded["cfg"]["model"]["updown_block_size"] == 32
+    built.load_state_dict(loaded["last_optimizer_state"])

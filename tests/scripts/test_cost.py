@@ -1,0 +1,235 @@
+"""The benchmark measures once, resumes, refuses what it cannot do, and counts what torch does."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import cost
+import cost_limits
+import cost_plot
+import fresh_process
+import pytest
+import torch
+from commands import run
+from cost_limits import Runner, Setup, Work
+from fresh_process import OutOfMemory, in_fresh_process
+
+from fairseq_updown.ops import step_linear
+
+SCRIPT = Path(cost.__file__)
+CPU = Setup("cpu", "float32")
+STOCK, OURS = "transformer_tiny", "updown_transformer_tiny"
+SMALL = [
+    *("--architectures", STOCK, OURS, "--lengths", "16", "40", "--dropout-lengths", "16"),
+    *("--generation-lengths", "16", "--batches", "2", "--beam", "2", "--steps", "4"),
+    *("--target-length", "8", "--sentence-batch", "2", "--sentence-length", "6", "--repeats", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, str]:
+    """A folder with the JSON and the PNG of a small run of all sections, and what it printed."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    files = ["--json", folder / "out.json", "--png", folder / "new" / "out.png"]
+    return folder, run(Path(sys.executable).name, SCRIPT, *SMALL, *files)
+
+
+def test_every_section_has_its_rows_and_figures(measured: Tuple[Path, str]) -> None:
+    folder, printed = measured
+    rows = json.loads((folder / "out.json").read_text())["rows"]
+    works = [row["key"].get("work") for row in rows]
+    assert [work and (work["kind"], work["src_len"], work["bsz"]) for work in works] == [
+        *(("train", 16, 1), ("train", 40, 1), ("generate", 16, 2)),
+        *(("train", 6, 2), ("generate", 6, 2), ("train", 16, 1), None),  # the last: rates
+    ]
+    assert [work["attention_dropout"] for work in works if work] == [0.0] * 5 + [0.1]
+    for row in rows[:-1]:
+        for figures in row["figures"].values():
+            assert len(figures["seconds"]) == 2
+            assert figures["peak_mib"] > figures["added_mib"] > 0
+    assert printed.count(f"`{OURS}`") == 6 + 2
+    assert "### Limit" in printed
+    assert (folder / "new" / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in folder.iterdir()) == ["new", "out.json"]
+
+
+def test_second_run_measures_nothing_and_prints_the_same(
+    measured: Tuple[Path, str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, printed = measured
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(cost, "measure", refuse)
+    monkeypatch.setattr(cost_limits, "measured_rates", refuse)
+    before = (folder / "out.json").read_bytes()
+    arguments = [*SMALL, "--json", str(folder / "out.json")]
+    assert cost.main(arguments) == 0
+    assert capsys.readouterr().out.strip() in printed
+    assert (folder / "out.json").read_bytes() == before
+    with pytest.raises(AssertionError, match="measured again"):
+        cost.main([*arguments, "--repeats", "1"])
+
+
+def test_what_does_not_fit_into_memory_is_said_and_the_rest_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def inspect(function: Any, arch: str, work: Work, setup: Setup) -> Dict[str, float]:
+        if arch == STOCK:
+            raise OutOfMemory("the process was killed")
+        return {"peak_mib": 200.0, "added_mib": 10.0, "flops": 1.0}
+
+    def allocate(runner: Runner) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(fresh_process, "in_fresh_process", inspect)
+    monkeypatch.setattr(
+        cost_limits, "measured_rates", lambda *_: {"flops_per_s": 1.0, "bytes_per_s": 1.0}
+    )
+    train = [*SMALL, "--sections", "train", "--png", str(tmp_path / "out.png")]
+    assert cost.main(train) == 0
+    printed = capsys.readouterr().out
+    assert f"| 16 | 1 | `{STOCK}` | out of memory |  |  | out of memory |  |" in printed
+    assert f"`{OURS}`" in printed
+    assert printed.count("10 MiB") == 2
+    monkeypatch.setattr(Runner, "run", allocate)
+    assert cost.main(train) == 0
+    assert f"| 16 | 1 | `{OURS}` | out of memory |  |  | 10 MiB |" in capsys.readouterr().out
+
+
+def test_a_killed_process_and_a_failed_allocation_are_out_of_memory() -> None:
+    with pytest.raises(OutOfMemory, match="killed"):
+        in_fresh_process(signal.raise_signal, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="ended early"):
+        in_fresh_process(os._exit, 1)
+    with pytest.raises(OutOfMemory, match="allocate"):
+        in_fresh_process(torch.empty, 2**60)
+    with pytest.raises(RuntimeError, match="negative"):
+        in_fresh_process(torch.empty, -1)
+
+
+def test_peak_memory_grows_with_length() -> None:
+    short, long = (
+        in_fresh_process(cost_limits.inspect, OURS, Work("train", 1, length, 8), CPU)
+        for length in (16, 4096)
+    )
+    assert long["added_mib"] > short["added_mib"] + 10
+    assert long["peak_mib"] > short["peak_mib"] + 10
+
+
+def options(model: Any) -> Tuple[int, int, int, int]:
+    """Width, width between the feed-forward layers, and numbers of layers."""
+    layer = model.decoder.layers[0]
+    stacks = len(model.encoder.layers), len(model.decoder.layers)
+    return layer.fc1.in_features, layer.fc1.out_features, *stacks
+
+
+def test_operations_of_a_training_step_are_those_of_the_closed_form() -> None:
+    work = Work("train", 2, 24, 16, counted=True)
+    model = cost_limits.build(STOCK, work, CPU)
+    (d, ffn, encoder, decoder), src, tgt = options(model), work.src_len, work.tgt_len
+    linear = encoder * src * (4 * d * d + 2 * d * ffn)
+    linear += decoder * (tgt * (4 * d * d + 2 * d * d + 2 * d * ffn) + src * 2 * d * d)
+    linear += tgt * d * cost_limits.VOCABULARY
+    # Backward: two products for each of forward. The kernel of self-attention also computes its
+    # logits once more; fairseq's cross-attention takes no such kernel, since its keys are static.
+    self_attention = 2 * d * (encoder * src**2 + decoder * tgt**2)
+    cross_attention = 2 * d * decoder * tgt * src
+    expected = work.bsz * 2 * (3 * (linear + cross_attention) + 3.5 * self_attention)
+    assert cost_limits.inspect(STOCK, work, CPU)["flops"] == expected
+
+
+def test_a_decoding_step_reads_its_weights_and_caches_and_nothing_else() -> None:
+    work = Work("generate", 2, 24, 8, beam=3)
+    model = cost_limits.build(STOCK, work, CPU)
+    (d, ffn, _, layers), src, rows = options(model), work.src_len, work.bsz * work.beam
+    prefix = work.tgt_len // 2 + 1
+    linear = layers * (4 * d * d + 2 * d * d + 2 * d * ffn) + d * cost_limits.VOCABULARY
+    found = cost_limits.inspect(STOCK, work, CPU)
+    assert found["flops"] == rows * 2 * (linear + layers * 2 * d * (prefix + src))
+    weights = sum(parameter.nbytes for parameter in model.decoder.parameters())
+    unread = layers * 2 * (d * d + d) * 4  # the memory is projected at the first step alone
+    caches = layers * rows * 2 * d * (prefix - 1 + src) * 4
+    assert found["bytes_read"] == pytest.approx(weights - unread + caches, rel=1e-3)
+
+
+def test_packed_weights_count_as_the_plain_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work("generate", 2, 24, 40, beam=3)
+    packed = cost_limits.inspect(OURS, work, CPU)
+    monkeypatch.setattr(step_linear, "_STEPS_BEFORE", 1000)
+    plain = cost_limits.inspect(OURS, work, CPU)
+    assert packed["flops"] == plain["flops"]
+    assert packed["bytes_read"] == plain["bytes_read"]
+
+
+@pytest.mark.parametrize("exponent", [1.0, 1.9])
+def test_fitted_exponent_is_that_of_a_power_law_and_short_lengths_do_not_count(
+    exponent: float,
+) -> None:
+    lengths = [2048, 8192, 16384]
+    seconds = [3e-5 * length**exponent for length in lengths]
+    assert cost_plot.fitted_exponent(lengths, seconds) == pytest.approx(exponent)
+    rows = [(n, {"ours": {"seconds": [s, s, 9 * s]}}) for n, s in zip(lengths, seconds)]
+    rows = [(128, {"ours": {"seconds": [50.0]}}), *rows, (32768, {"ours": {}})]
+    assert cost_plot.exponents(rows) == f"- `ours`: {exponent:.2f} (2048 to 16384)"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_trains_and_generates(dtype: str) -> None:
+    for arch in (STOCK, OURS):
+        for kind in ("train", "generate"):
+            work = Work(kind, 1, 40, 4, beam=2)
+            runner = cost_limits.warm_runner(arch, work, Setup("cpu", dtype))
+            assert runner.timed()["seconds"] > 0
+            found = runner.model.decoder.layers[0].fc1.weight
+            assert found.dtype == getattr(torch, dtype)
+            assert found.isfinite().all()
+
+
+def test_profile_says_where_the_time_goes(tmp_path: Path) -> None:
+    path = tmp_path / "profile.txt"
+    assert cost.main([*SMALL, "--sections", "--profile", str(path)]) == 0
+    text = path.read_text()
+    assert f"{STOCK}: " in text
+    assert f"{OURS}: " in text
+    assert "aten::addmm" in text
+
+
+MISTAKES: List[Tuple[List[str], str]] = [
+    (["--architectures", "nonesuch"], "nonesuch is not known; ours are updown_transformer"),
+    (["--longest-source", "24"], "--longest-source 24 needs a GPU"),
+    (["--png", "/proc/version/x.png"], "--png /proc/version/x.png cannot be written"),
+    (["--json", "/proc"], "--json /proc cannot be written"),
+    (["--sections", "generate", "--png", "x.png"], "add it to --sections"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_mistakes_are_told_before_anything_runs(arguments: List[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        cost.main([*SMALL, *arguments])
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch finds no GPU here; give --device cpu"):
+        cost.main(["--architectures", STOCK, "--device", "cuda"])
+
+
+def test_numbers_below_one_are_refused(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        cost.main(["--batches", "0"])
+    assert "--batches: '0' is no whole number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"kind": "corpus", "rows": []}', "no json", "[]"])
+def test_a_foreign_json_is_left_alone(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "foreign.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit, match=r"exists and is no .*give another file"):
+        cost.main([*SMALL, "--json", str(path)])
+    assert path.read_text() == content

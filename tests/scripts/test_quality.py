@@ -1,0 +1,109 @@
+"""The quality comparison reads what training logged, and runs, resumes and refuses as it says."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+import quality
+import torch
+
+RUN: Dict[str, Any] = {
+    "train": {
+        "updates": 20,
+        "updates per second": 0.5,
+        "peak MiB": 500.0,
+        "curve": [[10, 8.0, 5.0], [20, 6.0, 9.0]],
+    },
+    "test": {"rouge1": 10.0, "rouge2": 1.0, "rougeL": 8.0, "rougeLsum": 9.0},
+}
+
+
+def log_line(kind: str, **values: Any) -> str:
+    found = {name: str(value) for name, value in values.items()}
+    return f"2026-01-01 00:00:00 | INFO | {kind} | {json.dumps(found)}"
+
+
+def test_speed_is_that_of_undisturbed_intervals_and_a_resumed_part_counts_once(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "train.log"
+    lines = [
+        log_line("train_inner", num_updates=5, ups=2.0, wall=11),
+        log_line("train_inner", num_updates=10, ups=0.3, wall=31),
+        log_line("valid", valid_num_updates=10, valid_nll_loss=7.5, valid_rougeL=4),
+        log_line("train_inner", num_updates=15, ups=9, wall=200),  # killed after this
+        log_line("train_inner", num_updates=15, ups=2.0, wall=9),
+        log_line("valid", valid_num_updates=15, valid_nll_loss=7.0, valid_rougeL=6),
+        "2026-01-01 00:00:00 | INFO | train | {} not of interest",
+    ]
+    log.write_text("\n".join(lines))
+    found = quality.read_training_log(log)
+    assert found == {
+        "updates": 15,
+        "updates per second": 2.0,
+        "curve": [(10, 7.5, 4.0), (15, 7.0, 6.0)],
+    }
+
+
+def test_table_compares_at_the_time_of_the_fastest() -> None:
+    slow = json.loads(json.dumps(RUN))
+    slow["train"].update({"updates per second": 0.25, "curve": [[10, 8.0, 5.0], [20, 5.0, 9.0]]})
+    disturbed = json.loads(json.dumps(RUN))
+    disturbed["train"]["updates per second"] = 0.1
+    results = {"fast": [RUN, disturbed], "slow": [slow]}
+    lines = quality.table(results, 100.0).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert "nll, 40 s" in cells[0]
+    rows = [dict(zip(cells[0], row)) for row in cells[2:]]
+    assert rows[0]["ROUGE-1"] == "10.00 ±0.00"
+    assert (rows[0]["nll, 40 s"], rows[1]["nll, 40 s"]) == ("6.000 ±0.000", "8.000")
+    assert (rows[0]["tokens/s"], rows[1]["tokens/s"]) == ("50", "25")
+    assert (rows[0]["valid nll"], rows[1]["valid nll"]) == ("6.000 ±0.000", "5.000")
+
+
+def test_a_torn_checkpoint_gives_way_to_the_newest_whole_one(tmp_path: Path) -> None:
+    last = tmp_path / "checkpoint_last.pt"
+    quality.drop_torn_checkpoint(tmp_path)
+    assert not last.exists()
+    for updates in (8, 16):
+        torch.save(updates, tmp_path / f"checkpoint_1_{updates}.pt")
+        os.utime(tmp_path / f"checkpoint_1_{updates}.pt", (updates, updates))
+    torch.save(24, last)
+    quality.drop_torn_checkpoint(tmp_path)
+    assert torch.load(last) == 24
+    last.write_bytes(last.read_bytes()[:-30])
+    quality.drop_torn_checkpoint(tmp_path)
+    assert torch.load(last) == 16
+
+
+def arguments(work: Path, *more: str) -> List[str]:
+    own = ["--updates", "4", "--validations", "1", "--seeds", "1", "--source-tokens", "30"]
+    return [str(work / "bin"), "--out", str(work / "quality"), *own, *more]
+
+
+@pytest.mark.slow
+def test_systems_run_once_and_other_options_are_refused(
+    work: Path, capsys: pytest.CaptureFixture
+) -> None:
+    systems = ["--systems", "updown", "transformer"]
+    assert quality.main(arguments(work, *systems, "--jobs", "2")) == 0
+    printed = capsys.readouterr().out
+    assert "| updown | 1 |" in printed
+    assert "| transformer | 1 |" in printed
+    stamps = [path.stat().st_mtime for path in (work / "quality").rglob("checkpoint_last.pt")]
+    assert quality.main(arguments(work, *systems)) == 0
+    assert capsys.readouterr().out.split("\n\n")[0] == printed.split("\n\n")[0]
+    assert [p.stat().st_mtime for p in (work / "quality").rglob("checkpoint_last.pt")] == stamps
+    with pytest.raises(SystemExit, match="was made with other options"):
+        quality.main(arguments(work, "--systems", "updown", "--", "--lr", "0.1"))
+
+
+def test_mistakes_are_told_before_anything_runs(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no dict\.src\.txt"):
+        quality.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"--start .* does not exist"):
+        quality.main(arguments(work, "--start", str(tmp_path / "none.pt")))
+    with pytest.raises(SystemExit, match="no finished run of these"):
+        quality.main(arguments(work, "--seeds", "5", "--table-only"))

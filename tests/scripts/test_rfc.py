@@ -1,0 +1,296 @@
+"""scripts/corpora/rfc.py: the corpus split without leaks, and its texts fetched once."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import apt_archive
+import pytest
+import rfc as prepare
+from rfc_documents import parse
+
+SCRIPT = Path(prepare.__file__)
+SPLITS = ("train", "valid", "test")
+SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
+
+
+def words(rng: random.Random, count: int) -> str:
+    return " ".join("".join(rng.choices(SYLLABLES, k=3)) for _ in range(count))
+
+
+RFC = """
+Internet Engineering Task Force (IETF)                         A. Author
+Request for Comments: 9123                                     June 2022
+Obsoletes: {obsoletes}
+
+                       {title}
+
+Abstract
+
+   {abstract}
+
+1.  Introduction
+
+   {body}
+
+Author's Address
+
+   A. Author
+"""
+
+
+def made_up(number: int, body: str, obsoletes: object = "") -> str:
+    rng = random.Random(number)
+    title, abstract = words(rng, 4), words(rng, 30)
+    return RFC.format(obsoletes=obsoletes, title=title, abstract=abstract, body=body)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """60 RFCs: 20 of their own, 20 chains of two; and files that are no RFC."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(1, 61):
+        body = words(random.Random(1000 + number), 260)
+        text = made_up(number, body, number - 20 if number > 40 else "").encode()
+        if number % 2:
+            (folder / f"rfc{number}.txt").write_bytes(text)
+        else:
+            (folder / f"rfc{number:04d}.txt.gz").write_bytes(gzip.compress(text, mtime=0))
+    (folder / "rfc-index.txt").write_text("no RFC")
+    (folder / "rfc1.pdf").write_text("no text")
+    return folder
+
+
+def build(out: Path, *options: object) -> int:
+    return prepare.main(["--out", str(out), "--vocab-size", "150", *map(str, options)])
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def split_ids(out: Path) -> dict[str, list[str]]:
+    return {split: lines(out / "raw" / f"{split}.ids") for split in SPLITS}
+
+
+def report(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_chains_of_obsoleted_rfcs_stay_in_one_split(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert build(out, "--from-dir", archive, "--eval-documents", 20) == 0
+    ids = split_ids(out)
+    where = {name: split for split, names in ids.items() for name in names}
+    assert where.keys() == {f"rfc{number}" for number in range(1, 61)}
+    assert all(where[f"rfc{n}"] == where[f"rfc{n - 20}"] for n in range(41, 61))
+    for split in SPLITS:
+        assert report(out)["splits"][split]["pairs"] == len(ids[split]) > 0
+        assert split == "train" or len(ids[split]) <= 6  # a tenth
+    rfc7 = parse(7, (archive / "rfc7.txt").read_bytes())
+    number = ids[where["rfc7"]].index("rfc7")
+    assert lines(out / "raw" / f"{where['rfc7']}.src")[number] == rfc7.body
+    assert lines(out / "raw" / f"{where['rfc7']}.tgt")[number] == rfc7.abstract
+
+
+def test_a_near_copy_stays_with_its_original_though_no_header_says_so(
+    archive: Path, tmp_path: Path
+) -> None:
+    for number in range(1, 21):
+        text = parse(number, prepare.read(prepare.text_files(archive)[number])).body
+        copied = made_up(
+            200 + number, f"{' '.join(text.split()[2:220])} {words(random.Random(number), 90)}"
+        )
+        (archive / f"rfc{200 + number}.txt").write_text(copied)
+    out = tmp_path / "out"
+    build(out, "--from-dir", archive, "--eval-documents", 20)
+    where = {name: split for split, names in split_ids(out).items() for name in names}
+    assert len(where) == 80
+    assert all(where[f"rfc{n}"] == where[f"rfc{200 + n}"] for n in range(1, 21))
+
+
+def test_bad_files_are_counted_and_the_others_done(archive: Path, tmp_path: Path) -> None:
+    (archive / "rfc1.txt").write_bytes(b"")
+    (archive / "rfc2000.txt.gz").write_bytes(b"no gzip")
+    (archive / "rfc2001.txt.gz").write_bytes((archive / "rfc0002.txt.gz").read_bytes()[:50])
+    (archive / "rfc2002.txt").mkdir()
+    (archive / "rfc2003.txt").write_bytes(os.urandom(1000))
+    assert build(tmp_path / "out", "--from-dir", archive) == 0
+    assert report(tmp_path / "out")["dropped"] == {
+        "file that cannot be read": 3,
+        "no abstract": 2,
+    }
+    assert sum(len(ids) for ids in split_ids(tmp_path / "out").values()) == 59
+
+
+def test_seed_sizes_and_processes(archive: Path, tmp_path: Path) -> None:
+    build(tmp_path / "here", "--from-dir", archive)
+    build(tmp_path / "other", "--from-dir", archive, "--seed", 2)
+    assert split_ids(tmp_path / "here") != split_ids(tmp_path / "other")
+    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path / "there"), "--vocab-size", "150"]
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    command += ["--from-dir", str(archive)]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert content(tmp_path / "here") == content(tmp_path / "there")
+    build(tmp_path / "few", "--from-dir", archive, "--max-documents", 40, "--eval-documents", 2)
+    assert {len(ids) for ids in split_ids(tmp_path / "few").values()} == {36, 2}
+    assert report(tmp_path / "few")["dropped"] == {"beyond --max-documents": 20}
+
+
+# ------------------------------------------------------------------------------------ fetching
+
+
+def write_package(path: Path, files: dict[str, bytes]) -> None:
+    """What stands in for a Debian package: the tar file that dpkg-deb would show in it."""
+    with tarfile.open(path, "w") as archive:
+        link = tarfile.TarInfo("./usr/share/doc/rfc9999.txt.gz")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        for name, data in files.items():
+            info = tarfile.TarInfo(f"./usr/share/doc/RFC/../{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def mirror(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A made-up system with apt: two packages to be had, and sources to be had them from."""
+    etc, binary, pool = tmp_path / "etc", tmp_path / "bin", tmp_path / "pool"
+    for folder in (etc / "parts", binary, pool):
+        folder.mkdir(parents=True)
+    (etc / "parts" / "system.sources").write_text(
+        "Types: deb deb-src\nURIs: copy:/somewhere\nSuites: one two\nComponents: main\n"
+        "Signed-By: /a/key\n\nTypes: deb\nURIs: copy:/elsewhere\nSuites: ./\n"
+    )
+    files = sorted(archive.iterdir())
+    for number in range(2):
+        found = {path.name: path.read_bytes() for path in files[number::2]}
+        write_package(pool / f"doc-rfc-{number}_1_all.deb", found)
+    scripts = {
+        "apt-config": f"echo \"LIST='{etc}/sources.list'\"; echo \"PARTS='{etc}/parts/'\"",
+        "apt-cache": "echo doc-rfc-1; echo doc-rfc-0",
+        "apt-get": f'echo "$3" >> {tmp_path}/log; cp "$2" {tmp_path}/seen.conf\n'
+        f'cat "$(dirname "$2")"/sources/*.sources > {tmp_path}/seen.sources\n'
+        f'if [ "$3" = download ]; then cp {pool}/* . ; fi',
+        "dpkg-deb": 'cat "$2"',
+    }
+    for name, script in scripts.items():
+        (binary / name).write_text(f"#!/bin/sh\n{script}\n")
+        (binary / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(binary), prepend=os.pathsep)
+    return pool
+
+
+def test_packages_are_fetched_once_and_give_what_their_files_give(
+    mirror: Path, archive: Path, tmp_path: Path
+) -> None:
+    given = ("--cache", tmp_path / "cache")
+    assert build(tmp_path / "out", *given) == 0
+    assert build(tmp_path / "again", *given, "--seed", 2) == 0
+    assert lines(tmp_path / "log") == ["update", "download"]
+    assert report(tmp_path / "out")["packages"] == ["doc-rfc-0_1_all", "doc-rfc-1_1_all"]
+    assert build(tmp_path / "own", "--from-dir", archive) == 0
+    assert content(tmp_path / "out" / "spm") == content(tmp_path / "own" / "spm")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["rfc-texts"]
+    assert not any(path.is_symlink() for path in (tmp_path / "cache").rglob("*"))
+
+
+def test_apt_keeps_to_its_directory_and_to_the_systems_sources(
+    mirror: Path, tmp_path: Path
+) -> None:
+    build(tmp_path / "out", "--cache", tmp_path / "cache")
+    settings = (tmp_path / "seen.conf").read_text()
+    for key in ("State", "State::lists", "State::status", "Cache", "Etc::sourceparts"):
+        assert f'Dir::{key} "{tmp_path}/cache/' in settings
+    assert (tmp_path / "seen.sources").read_text() == (
+        "Types: deb\nURIs: copy:/somewhere\nSuites: one two\nComponents: non-free\n"
+        "Signed-By: /a/key\n"
+    )
+
+
+def test_one_line_sources_keep_their_options_and_get_the_non_free_part() -> None:
+    text = (
+        "# deb http://a.example/ one main\n"
+        "deb [arch=amd64 signed-by=/k] http://b.example/ two main contrib # why\n"
+        "deb-src http://b.example/ two main\n"
+        "deb http://c.example/ three main universe\n"
+        "deb http://d.example/ ./\n"
+        "deb http://e.example/ four stable\n"
+    )
+    assert apt_archive.non_free_lines(text) == (
+        "deb [arch=amd64 signed-by=/k] http://b.example/ two non-free\n"
+        "deb http://c.example/ three multiverse\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "message"),
+    [
+        ("apt-get", "exit 100", "apt-get update fetched nothing (exit status 100"),
+        ("apt-config", "exit 3", "apt-config of the system's apt does not work: "),
+        ("apt-cache", "true", "no doc-rfc-* packages: they stand in the non-free part"),
+        ("apt-get", '[ "$3" = update ]', "fetched 0 of 2 packages (exit status 1"),
+        ("dpkg-deb", 'cat "$2"; exit 2', "dpkg-deb cannot unpack doc-rfc-0_1_all.deb"),
+        ("dpkg-deb", "exit 2", "dpkg-deb cannot unpack doc-rfc-0_1_all.deb"),
+    ],
+)
+def test_what_fails_to_be_fetched_is_one_line_and_leaves_nothing(
+    mirror: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    script: str,
+    message: str,
+) -> None:
+    (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+    assert build(tmp_path / "out", "--cache", tmp_path / "cache") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("prepare_rfc: error: ")
+    assert message in last
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rerun_needs_neither_apt_nor_network(
+    mirror: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    build(tmp_path / "out", "--cache", tmp_path / "cache")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build(tmp_path / "out", "--cache", tmp_path / "cache") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert build(tmp_path / "new", "--cache", tmp_path / "cache") == 0
+    assert build(tmp_path / "out", "--cache", tmp_path / "cache", "--seed", 3) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert build(tmp_path / "none", "--cache", tmp_path / "other") == 1
+    assert "apt-get is not on PATH" in capsys.readouterr().err
+
+
+def test_bad_directories_are_errors_of_one_line(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    cases = {"nowhere": "is not a directory: give one with", "empty": "holds no file named like"}
+    for name, message in cases.items():
+        assert build(tmp_path / "out", "--from-dir", tmp_path / name) == 1
+        assert message in capsys.readouterr().err
+    assert build(tmp_path / "out", "--from-dir", archive, "--max-documents", 5) == 1
+    assert "5 documents leave none for" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,111 @@
+"""Toy dictionary and task, tiny models in float64, and the flags that the tests vary."""
+
+from argparse import Namespace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.models.transformer import TransformerModel
+
+from fairseq_updown.models.updown_transformer import UpdownTransformerModel
+
+PAD = 1
+# Tolerance of the tests that say exact: float64.
+EXACT = dict(rtol=0.0, atol=1e-9)
+
+
+def toy_task(num_words: int = 20) -> Any:
+    dictionary = Dictionary()
+    for i in range(num_words):
+        dictionary.add_symbol(f"w{i}")
+    return SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, cfg=None)
+
+
+STOCK = dict(
+    encoder_embed_dim=16,
+    encoder_ffn_embed_dim=24,
+    encoder_layers=3,
+    encoder_attention_heads=2,
+    decoder_layers=3,
+    decoder_attention_heads=2,
+    dropout=0.0,
+)
+
+# Compression at every site: several blocks, pools, slots in the decoder.
+COMPRESSED = dict(
+    updown_block_size=5,
+    updown_slots=2,
+    updown_pool_layers="1,2",
+    updown_pool_rate=2.0,
+    updown_memory_size=6,
+    updown_decoder_block_size=4,
+    updown_decoder_slots=2,
+)
+
+# One configuration per public flag and per fairseq option that must keep working.
+CONFIGURATIONS = {
+    "default": {},
+    "no pool": dict(updown_pool_layers=""),
+    "blockwise": dict(updown_slots=0, updown_decoder_slots=0),
+    "one slot": dict(updown_slots=1, updown_decoder_slots=1),
+    "slots = block": dict(updown_slots=5, updown_decoder_slots=4),
+    "rate 3": dict(updown_pool_rate=3.0),
+    "rate 2.5 after every layer": dict(updown_pool_layers="1,2,3", updown_pool_rate=2.5),
+    "memory 1": dict(updown_memory_size=1),
+    "cross slots": dict(updown_cross_slots=4),
+    "only cross slots": dict(updown_cross_slots=3, updown_pool_layers=""),
+    "topk": dict(updown_pooling="topk"),
+    "mean": dict(updown_pooling="mean"),
+    "base 3": dict(updown_pooling_base=3.0),
+    "no gate": dict(updown_no_gate=True),
+    "no reweight": dict(updown_no_reweight=True),
+    "block of one": dict(
+        updown_block_size=1, updown_slots=1, updown_decoder_block_size=1, updown_decoder_slots=1
+    ),
+    "pre-norm": dict(encoder_normalize_before=True, decoder_normalize_before=True),
+    "learned positions": dict(encoder_learned_pos=True, decoder_learned_pos=True),
+    "no positions": dict(no_token_positional_embeddings=True),
+    "layernorm embedding": dict(layernorm_embedding=True, share_all_embeddings=True),
+    "other decoder width": dict(decoder_embed_dim=8),
+    "checkpointed": dict(checkpoint_activations=True),
+}
+
+
+def build(kind: str = "updown", seed: int = 0, perturb: bool = True, **options: Any) -> Any:
+    """A float64 model in eval mode; `perturb` moves our parameters off their neutral start."""
+    torch.manual_seed(seed)
+    task = toy_task()
+    if kind == "stock":
+        return TransformerModel.build_model(Namespace(**{**STOCK, **options}), task).double().eval()
+    flags = {**STOCK, **COMPRESSED, **options}
+    model = UpdownTransformerModel.build_model(Namespace(**flags), task).double().eval()
+    if perturb:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".compressor." in name or ".count_bias." in name or "pool" in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.7)
+    return model
+
+
+def random_tokens(generator: torch.Generator, bsz: int, length: int) -> torch.Tensor:
+    return torch.randint(4, 24, (bsz, length), generator=generator)
+
+
+def pad_rows(rows, left=False, extra=0):
+    width = max(len(row) for row in rows) + extra
+    batch = torch.full((len(rows), width), PAD)
+    for i, row in enumerate(rows):
+        batch[i, width - len(row) :] = row if left else batch[i, width - len(row) :]
+        if not left:
+            batch[i, : len(row)] = row
+    return batch
+
+
+def draw_rows(lengths, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [random_tokens(generator, 1, length)[0] for length in lengths]
+
+
+def logits(model, source, target):
+    return model(source, None, target)[0]

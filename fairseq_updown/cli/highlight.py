@@ -30,10 +30,12 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from fairseq_updown.cli.highlight_page import Page, Word, chart_png, passages, render
-from fairseq_updown.cli.support import UserError, write_atomic
-from fairseq_updown.inference.summarizer import SPACE, Document, Summarizer, Summary, add_options
+from ..inference.summarizer import SPACE, Document, Summarizer, Summary
+from .highlight_page import Page, Word, chart_png, passages, render
+from .options import add_options, load_summarizer
+from .support import CommandParser, UserError, printable, run_command, write_atomic
 
+PROG = "updown-highlight"
 STRONGEST = 256  # source tokens kept of a word's attention
 MAX_PIECES = 16  # longer words, as in scripts without spaces, are shown piece by piece
 TOLERANCE = 1e-3
@@ -327,9 +329,7 @@ def read(file: str) -> str:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(PROG, __doc__)
     add = parser.add_argument
     add("file", metavar="FILE", help="the document, plain text in UTF-8; - for standard input")
     add("--out", type=Path, required=True, metavar="FILE", help="the page, such as page.html")
@@ -358,7 +358,7 @@ def outputs(args: argparse.Namespace) -> tuple[Path, Path | None]:
         return args.out, png
     if args.png:
         raise UserError(f"--png {png} needs matplotlib: pip install matplotlib, or leave it out")
-    print("highlight: no chart, for matplotlib is not installed", file=sys.stderr)
+    print(f"{PROG}: no chart, for matplotlib is not installed", file=sys.stderr)
     return args.out, None
 
 
@@ -366,22 +366,18 @@ def run(args: argparse.Namespace) -> None:
     out, png = outputs(args)
     text = read(args.file)
     title = "standard input" if args.file == STDIN else Path(args.file).name
-    model = Summarizer.from_options(args)
+    model = load_summarizer(args)
     page, stages = highlight(model, text, title, args.long == "truncate")
     write_atomic(out, render(page))
     if png:
         panels = [(x.name, x.weight.double().cpu().numpy(), x.length) for x in stages]
         write_atomic(png, chart_png(title, panels))
-    print(f"{out}: {len(page.shares):,} tokens in {page.memory:,} memory slots")
+    print(f"{printable(out)}: {len(page.shares):,} tokens in {page.memory:,} memory slots")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        run(args)
-    except (UserError, OSError) as error:
-        raise SystemExit(f"updown-highlight: error: {error}") from error
-    return 0
+    return run_command(PROG, lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -42,8 +42,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fairseq_updown.cli.support import UserError, positive, progress
-from fairseq_updown.data.document_corpus import (
+from ..data.document_corpus import (
     SPLITS,
     Document,
     add_options,
@@ -54,6 +53,7 @@ from fairseq_updown.data.document_corpus import (
     one_line,
     run,
 )
+from .support import UserError, positive, progress
 
 KIND = "document corpus"
 NAMES = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}

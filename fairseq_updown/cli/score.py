@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
-from fairseq_updown.cli.support import UserError, positive, progress, to_json, write_atomic
-from fairseq_updown.scoring.rouge import Rouge, split_sentences
+from ..scoring.rouge import Rouge, split_sentences
+from .support import UserError, positive, progress, to_json, write_atomic
 
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL", "ROUGE-Lsum": "rougeLsum"}
 RESAMPLES = 1000

@@ -30,9 +30,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from fairseq_updown.cli.support import UserError, progress, write_atomic
-from fairseq_updown.inference.summarizer import SPACE, Document, Summarizer, Summary, add_options
+from ..inference.summarizer import SPACE, Document, Summarizer, Summary
+from .options import add_options, load_summarizer
+from .support import CommandParser, UserError, printable, progress, run_command, write_atomic
 
+PROG = "updown-summarize"
 STDIN = "-"
 SUFFIX = ".summary.txt"
 MANY_UNKNOWN = 0.2  # share of unknown pieces from which on to warn
@@ -248,7 +250,7 @@ def say(text: str, stream: Any) -> None:
 def warn(record: dict[str, Any], message: str) -> None:
     name = "standard input" if record["file"] == STDIN else record["file"]
     line = f", line {record['line']}" if "line" in record else ""
-    say(f"summarize: {name}{line}: {message}", sys.stderr)
+    say(f"{PROG}: {printable(f'{name}{line}: {message}')}", sys.stderr)
 
 
 def output_path(directory: Path, file: str) -> Path:
@@ -287,7 +289,7 @@ def show(record: dict[str, Any], args: argparse.Namespace) -> None:
     elif args.lines:
         say(record.get("summary", ""), sys.stdout)  # an empty line keeps the others in step
     elif "summary" in record and not args.out_dir:
-        header = f"==> {record['file']} <==\n" if len(args.files) > 1 else ""
+        header = f"==> {printable(record['file'])} <==\n" if len(args.files) > 1 else ""
         say(header + record["summary"] + ("\n" if header else ""), sys.stdout)
 
 
@@ -295,9 +297,7 @@ def show(record: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(PROG, __doc__)
     add = parser.add_argument
     add("files", nargs="*", metavar="FILE", help="a document each; - or none: standard input")
     add("--lines", action="store_true", help="each line of the input is a document")
@@ -341,9 +341,9 @@ def run(args: argparse.Namespace) -> int:
         check_out_dir(args)
     if STDIN in args.files and sys.stdin is None:
         raise UserError("standard input is closed: name the files to summarize")
-    summarizer = Summarizer.from_options(args)
+    summarizer = load_summarizer(args)
     if STDIN in args.files and sys.stdin.isatty():
-        say("summarize: reading standard input; end it with Ctrl-D", sys.stderr)
+        say(f"{PROG}: reading standard input; end it with Ctrl-D", sys.stderr)
     failed = count = 0
     total = None if args.lines else len(args.files)
     for record in progress(records(summarizer, args), "documents", total):
@@ -353,26 +353,15 @@ def run(args: argparse.Namespace) -> int:
         failed += "error" in record
         count += 1
     if args.out_dir:
-        say(f"summarize: {count - failed:,} summaries are in {args.out_dir}", sys.stderr)
+        say(f"{PROG}: {count - failed:,} summaries are in {printable(args.out_dir)}", sys.stderr)
     if failed and count > 1:
-        say(f"summarize: {failed:,} of {count:,} documents failed", sys.stderr)
+        say(f"{PROG}: {failed:,} of {count:,} documents failed", sys.stderr)
     return 1 if failed else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
-    try:
-        return run(args)
-    except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (UserError, OSError) as error:
-        raise SystemExit(f"updown-summarize: error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    return run_command(PROG, lambda: run(args), encoding="utf-8")
 
 
 if __name__ == "__main__":

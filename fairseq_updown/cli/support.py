@@ -1,27 +1,87 @@
-"""What every command-line program needs: user errors, progress, atomic output."""
+"""What every command-line program needs: its parser, its errors, progress, atomic output."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
+from ..data.files import (
+    REPORT,
+    already_built,
+    atomic_directory,
+    check_writable,
+    read_lines,
+    sigterm_interrupts,
+    to_json,
+    write_atomic,
+    write_lines,
+)
+from ..errors import UserError
+
+__all__ = [
+    "REPORT",
+    "CommandParser",
+    "UserError",
+    "already_built",
+    "atomic_directory",
+    "check_writable",
+    "positive",
+    "printable",
+    "progress",
+    "read_lines",
+    "run_command",
+    "sigterm_interrupts",
+    "to_json",
+    "write_atomic",
+    "write_lines",
+]
+
 T = TypeVar("T")
 
-REPORT = "report.json"
+
+def printable(text: Any) -> str:
+    """Text for a terminal, on one line: what could steer it, or is no character, is spelt out."""
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in str(text))
 
 
-class UserError(ValueError):
-    """A mistake in what the user gave: shown as one line, without a traceback."""
+class CommandParser(argparse.ArgumentParser):
+    """A parser under the command's own name, with the module's docstring as its help."""
+
+    def __init__(self, prog: str, description: str | None):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=formatter)
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
+def run_command(prog: str, run: Callable[[], int | None], encoding: str | None = None) -> int:
+    """Runs a command and returns its exit status.
+
+    Args:
+        prog: its name, for errors.
+        run: what it does; the status it returns, or None for 0.
+        encoding: of standard output (default: the terminal's, where other characters are escaped).
+
+    Raises:
+        SystemExit: with a line about what the user has to change, or 130 after Ctrl-C.
+    """
+    if hasattr(sys.stdout, "reconfigure"):  # not where it is closed or captured
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+    try:
+        return run() or 0
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (UserError, OSError) as error:
+        raise SystemExit(f"{prog}: error: {printable(error)}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def positive(text: str) -> int:
@@ -34,125 +94,3 @@ def positive(text: str) -> int:
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Iterate with a progress bar on a terminal, silently elsewhere."""
     yield from tqdm(items, desc=label, total=total, disable=None, leave=False)
-
-
-def to_json(value: Any) -> str:
-    """The JSON text all scripts write: indented, plain UTF-8, newline at the end."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write one text a line; for files inside an :func:`atomic_directory`."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a file that :func:`write_lines` wrote; only a newline ends one."""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield line.removesuffix("\n")
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write ``content`` so that ``path`` holds either its old content or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def check_writable(option: str, path: Path) -> None:
-    """Refuses, before any work, an output file that could not be written at its end.
-
-    Raises:
-        UserError: naming the option and the path.
-    """
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{option} {path} cannot be written: give a file in a folder of yours")
-
-
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, so that clean-up runs as it does for Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path`` that takes its place if the block succeeds.
-
-    On any exception, Ctrl-C or SIGTERM the sibling is removed and ``path`` stays as it was. What
-    was at ``path`` is replaced: call :func:`already_built` first.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
-    with sigterm_interrupts():
-        try:
-            partial.mkdir()
-            yield partial
-            if path.exists():
-                path.rename(replaced)
-            try:
-                partial.rename(path)
-            except BaseException:
-                if replaced.exists():
-                    replaced.rename(path)
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
-
-
-def already_built(path: Path, kind: str, options: dict[str, Any], overwrite: bool) -> bool:
-    """Whether ``path`` already holds a complete output of this kind, made with these options.
-
-    Args:
-        path: the output directory; its ``report.json`` tells what it holds
-        kind: value that ``report.json`` must have under "kind" to count as ours
-        options: values that ``report.json`` must have under "options"
-        overwrite: build again whatever the options were
-
-    Raises:
-        UserError: ``path`` is something that must not be replaced
-    """
-    if not path.exists():
-        return False
-    if not path.is_dir():
-        raise UserError(f"--out {path} is not a directory: give another path")
-    if not any(path.iterdir()):
-        return False
-    try:
-        report = json.loads((path / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        report = None
-    if not isinstance(report, dict) or report.get("kind") != kind:
-        raise UserError(
-            f"--out {path} exists and is no {kind}: it is left alone (even with --overwrite); "
-            "give a new or empty directory"
-        )
-    if overwrite:
-        return False
-    made_with = report.get("options")
-    if made_with != options:
-        raise UserError(
-            f"--out {path} holds a {kind} made with other options ({made_with}, now {options}): "
-            "give another directory, or --overwrite to replace it"
-        )
-    return True

@@ -16,17 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairseq_updown.cli.support import (
-    REPORT,
-    UserError,
-    already_built,
-    atomic_directory,
-    positive,
-    progress,
-    read_lines,
-    to_json,
-)
-from fairseq_updown.data.parallel_text import Groups, encode_parallel, near_copies
+from ..cli.support import positive, progress
+from ..errors import UserError
+from .files import REPORT, already_built, atomic_directory, read_lines, to_json
+from .parallel_text import Groups, encode_parallel, near_copies
 
 SPLITS = ("train", "valid", "test")
 SUFFIXES = ("src", "tgt")

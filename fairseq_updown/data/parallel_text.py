@@ -12,7 +12,9 @@ from typing import Any
 
 import sentencepiece
 
-from fairseq_updown.cli.support import UserError, progress, read_lines, write_lines
+from ..cli.support import progress
+from ..errors import UserError
+from .files import read_lines, write_lines
 
 SHINGLE = 5
 NEAR_COPY = 0.5

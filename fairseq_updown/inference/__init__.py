@@ -1,1 +1,5 @@
-"""Text in, summaries out."""
+"""Text in, summaries out: a trained checkpoint loaded for use."""
+
+from .summarizer import Document, Summarizer, Summary
+
+__all__ = ["Document", "Summarizer", "Summary"]

@@ -15,8 +15,8 @@ from fairseq import checkpoint_utils, tasks, utils
 from fairseq.data import data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-from fairseq_updown.cli.support import UserError
-from fairseq_updown.decoding.repeats import mend
+from ..decoding.repeats import mend
+from ..errors import UserError
 
 SENTENCEPIECE_MODEL = "spm.model"
 SAME_VOCABULARY = 0.9  # least share of the dictionary that the sentencepiece model must know

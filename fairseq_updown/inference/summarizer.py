@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import logging
 import math
 import time
@@ -17,10 +15,10 @@ import torch
 from fairseq import utils
 from fairseq.data import data_utils
 from torch import Tensor
+from tqdm import tqdm
 
-from fairseq_updown.cli.support import UserError, positive, progress
-from fairseq_updown.inference.loading import (
-    SENTENCEPIECE_MODEL,
+from ..errors import UserError
+from .loading import (
     build_generator,
     first_line,
     load_models,
@@ -144,11 +142,6 @@ class Summarizer:
         generator = build_generator(task, models, search)
         return cls(task, models, generator, pieces, max_tokens)
 
-    @classmethod
-    def from_options(cls, args: Namespace) -> Summarizer:
-        """Loads what the options of :func:`add_options` name."""
-        return cls.load(**{name: getattr(args, name) for name in _load_parameters()})
-
     # ---------------------------------------------------------------------------------- text
 
     def encode(self, text: str) -> Document:
@@ -213,8 +206,8 @@ class Summarizer:
                 )
         summaries: dict[int, Summary] = {}
         batches = list(self._batches(documents))
-        shown = progress(batches, "batches") if len(batches) > 1 else batches
-        for batch in shown:
+        bar = tqdm(batches, "batches", disable=None if len(batches) > 1 else True, leave=False)
+        for batch in bar:
             found = self._generate([documents[index] for index in batch])
             summaries.update(zip(batch, found))
         return [summaries[index] for index in range(len(documents))]
@@ -287,60 +280,3 @@ class Summarizer:
                 f"the search found no summary ({first_line(error)}): if the model's numbers "
                 "overflow, leave out --fp16, or give another checkpoint"
             ) from error
-
-
-# ------------------------------------------------------------------------------------- options
-
-
-def _load_parameters() -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(Summarizer.load).parameters)
-
-
-def _at_least_0(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
-    return int(text)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that :meth:`Summarizer.from_options` reads."""
-
-    def add(group: Any, flag: str, text: str, **more: Any) -> None:
-        default = _load_parameters()[flag[2:].replace("-", "_")].default
-        group.add_argument(flag, help=text, default=default, **more)
-
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        *("--checkpoint", "--path"),
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="saved by fairseq-train; a.pt:b.pt generate together",
-    )
-    data = "directory with the dictionaries (default: the one the checkpoint was trained with)"
-    add(model, "--data", data, type=Path, metavar="DIR")
-    pieces = (
-        f"what the text was encoded with (default: {SENTENCEPIECE_MODEL} in the data directory)"
-    )
-    add(model, "--sentencepiece-model", pieces, type=Path, metavar="FILE")
-    model.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)",
-    )
-    add(model, "--fp16", "compute in half precision", action="store_true")
-    batch = "most source tokens of a batch of several documents (default %(default)s)"
-    add(model, "--max-tokens", batch, type=positive, metavar="N")
-
-    search = parser.add_argument_group("search, as in fairseq-generate; lengths in pieces")
-    add(search, "--beam", "beam size (default %(default)s)", type=positive, metavar="N")
-    lenpen = "above 1 favours longer summaries (default %(default)s)"
-    add(search, "--lenpen", lenpen, type=float, metavar="X")
-    unkpen = "the larger, the fewer unknown pieces; inf for none (default %(default)s)"
-    add(search, "--unkpen", unkpen, type=float, metavar="X")
-    add(search, "--min-len", "shortest summary (default %(default)s)", type=_at_least_0)
-    longest = "longest summary: A x source + B (default A %(default)s)"
-    add(search, "--max-len-a", longest, type=float, metavar="A")
-    add(search, "--max-len-b", "see above (default %(default)s)", type=positive, metavar="B")
-    repeat = "no N pieces in a row twice; 0 for no such limit (default %(default)s)"
-    add(search, "--no-repeat-ngram-size", repeat, type=_at_least_0, metavar="N")

@@ -241,12 +241,12 @@ def test_a_bad_document_is_reported_and_the_others_are_done(toy: Toy, cli: Any) 
     Path("good").write_text(toy.documents[0])
     files = [file for name in BAD for file in (name, "good")]
     status, out, err = cli(*files, "--json-lines")
-    assert (status, err.splitlines()[-1]) == (1, "summarize: 11 of 22 documents failed")
+    assert (status, err.splitlines()[-1]) == (1, "updown-summarize: 11 of 22 documents failed")
     records = [json.loads(line) for line in out.splitlines()]
     assert [record["file"] for record in records] == files
     for record, error in zip(records[::2], err.splitlines()):
         assert BAD[record["file"]][1] in record["error"]
-        assert error == f"summarize: {record['file']}: error: {record['error']}"
+        assert error == f"updown-summarize: {record['file']}: error: {record['error']}"
     assert {record["summary"] for record in records[1::2]} == {cli("good")[1].strip()}
 
 
@@ -314,7 +314,7 @@ def test_out_dir_keeps_what_is_there(toy: Toy, cli: Any) -> None:
     expected = cli("a.txt")[1]
     arguments = ["a.txt", "b.md", "--out-dir", "new/out"]
     status, out, err = cli(*arguments)
-    assert (status, out, err) == (0, "", "summarize: 2 summaries are in new/out\n")
+    assert (status, out, err) == (0, "", "updown-summarize: 2 summaries are in new/out\n")
     written = Path("new/out/a.summary.txt")
     assert written.read_text() == expected
     assert sorted(os.listdir("new/out")) == ["a.summary.txt", "b.md.summary.txt"]
@@ -380,7 +380,8 @@ def test_a_mistake_is_told_in_one_line(
 
 def test_the_command_is_quiet_and_stops_with_its_reader(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("\n".join(toy.documents[4:]))
-    script = [sys.executable, summarize.__file__, "--checkpoint", toy.checkpoint, *FLAGS, "--lines"]
+    program = [sys.executable, "-m", "fairseq_updown.cli.summarize"]
+    script = [*program, "--checkpoint", toy.checkpoint, *FLAGS, "--lines"]
     command = f"set -o pipefail; {shlex.join(map(str, script))} < {tmp_path / 'text'} | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, env=ENVIRONMENT)
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")

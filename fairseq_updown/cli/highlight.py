@@ -20,7 +20,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +30,20 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from ..inference.summarizer import SPACE, Document, Summarizer, Summary
+from ..inference.summarizer import Document, Summarizer, Summary
+from ..inference.windows import SPACE
 from .highlight_page import Page, Word, chart_png, passages, render
 from .options import add_options, load_summarizer
-from .support import CommandParser, UserError, printable, run_command, write_atomic
+from .support import (
+    CommandParser,
+    UserError,
+    check_writable,
+    open_regular,
+    printable,
+    run_command,
+    same_file,
+    write_atomic,
+)
 
 PROG = "updown-highlight"
 STRONGEST = 256  # source tokens kept of a word's attention
@@ -293,7 +303,7 @@ def highlight(
     if not model.says_something(document):
         raise UserError(f"{title} has no text that the checkpoint's dictionary knows: give another")
     encoder_out, stages = trace(model.model, document.tokens.to(model.device))
-    (summary,) = model.summarize([document])
+    (summary,) = model.generate([document])
     tokens = summary.tokens.to(model.device)
     eos = model.task.target_dictionary.eos()
     attention = summary_attention(model.model, encoder_out, tokens, eos)
@@ -319,7 +329,8 @@ def highlight(
 def read(file: str) -> str:
     """The text of a file, or of standard input, with newlines as line ends."""
     try:
-        content = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+        with nullcontext(sys.stdin.buffer) if file == STDIN else open_regular(file) as stream:
+            content = stream.read()
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}: check the path") from error
@@ -348,11 +359,10 @@ def outputs(args: argparse.Namespace) -> tuple[Path, Path | None]:
     """Where the page and the chart go; no chart where nobody asked and it cannot be drawn."""
     png = args.png or args.out.parent / f"{args.out.stem}.png"
     for flag, path in (("--out", args.out), ("--png", png)):
-        if path.is_dir():
-            raise UserError(f"{flag} {path} is a directory: give a file")
-        if args.file != STDIN and path.resolve() == Path(args.file).resolve():
+        check_writable(flag, path)
+        if args.file != STDIN and same_file(path, args.file):
             raise UserError(f"{flag} {path} would replace the document: give another file")
-    if png.resolve() == args.out.resolve():
+    if same_file(png, args.out):
         raise UserError(f"--out and --png are both {png}: give different files")
     if importlib.util.find_spec("matplotlib"):
         return args.out, png

@@ -7,8 +7,6 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..inference.loading import SENTENCEPIECE_MODEL
 from ..inference.summarizer import Summarizer
 from .support import positive
@@ -45,11 +43,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         f"what the text was encoded with (default: {SENTENCEPIECE_MODEL} in the data directory)"
     )
     add(model, "--sentencepiece-model", pieces, type=Path, metavar="FILE")
-    model.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)",
-    )
+    device = "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
+    add(model, "--device", device, metavar="NAME")
     add(model, "--fp16", "compute in half precision", action="store_true")
     batch = "most source tokens of a batch of several documents (default %(default)s)"
     add(model, "--max-tokens", batch, type=positive, metavar="N")

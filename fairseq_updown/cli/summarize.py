@@ -19,29 +19,37 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import re
+import select
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, get_args
 
 from tqdm import tqdm
 
-from ..inference.summarizer import SPACE, Document, Summarizer, Summary
+from ..inference.summarizer import Document, Long, Summarizer, Summary, join
 from .options import add_options, load_summarizer
-from .support import CommandParser, UserError, printable, progress, run_command, write_atomic
+from .support import (
+    CommandParser,
+    UserError,
+    open_regular,
+    printable,
+    progress,
+    run_command,
+    same_file,
+    write_atomic,
+)
 
 PROG = "updown-summarize"
 STDIN = "-"
 SUFFIX = ".summary.txt"
 MANY_UNKNOWN = 0.2  # share of unknown pieces from which on to warn
 READ_AHEAD = 16  # batches' worth of tokens to read before generating, to batch by length
-
-_SENTENCE_END = re.compile(r"[.!?\u2026][\"'\u201d\u2019)\]]*$")
-_FULL_WIDTH_SENTENCE_END = re.compile(r"[\u3002\uff01\uff1f][\u300d\u300f\u201d\uff09]*$")
+PATIENCE = 0.1  # seconds to wait for more of them
+CHUNK = 1 << 16  # bytes
 
 
 class Input(NamedTuple):
@@ -63,14 +71,42 @@ class Job(NamedTuple):
 # ----------------------------------------------------------------------------------------- input
 
 
-def inputs(files: Sequence[str], by_line: bool) -> Iterator[Input]:
-    """Reads one document after the other; what cannot be read comes as the error."""
+def lines(stream: BinaryIO) -> Iterator[bytes | None]:
+    """The lines of a stream; None whenever the next one keeps the reader waiting.
+
+    The waiting is tolerated for PATIENCE seconds between two Nones: a program that writes as fast
+    as it can is a little late at times.
+    """
+    descriptor, rest, patience = stream.fileno(), b"", PATIENCE
+    while True:
+        start = time.monotonic()
+        if not select.select([descriptor], [], [], patience)[0]:
+            yield None
+            patience = PATIENCE
+        else:
+            patience = max(0.0, patience - (time.monotonic() - start))
+        chunk = os.read(descriptor, CHUNK)
+        if not chunk:
+            break
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest
+
+
+def inputs(files: Sequence[str], by_line: bool) -> Iterator[Input | None]:
+    """Reads one document after the other; what cannot be read comes as the error.
+
+    Where the next line keeps the reader waiting, a None comes in between.
+    """
     for file in files:
         try:
-            with nullcontext(sys.stdin.buffer) if file == STDIN else open(file, "rb") as stream:
+            with nullcontext(sys.stdin.buffer) if file == STDIN else open_regular(file) as stream:
                 if by_line:
-                    for number, line in enumerate(stream, 1):
-                        yield Input(file, number, line)
+                    number = 0
+                    for line in lines(stream):
+                        number += line is not None
+                        yield None if line is None else Input(file, number, line)
                 else:
                     yield Input(file, None, stream.read())
         except OSError as error:
@@ -81,7 +117,7 @@ def decode(content: bytes | OSError) -> str:
     """The text of a document.
 
     Raises:
-        UserError: it could not be read, is not UTF-8, or empty
+        UserError: it could not be read, or is not UTF-8
     """
     if isinstance(content, OSError):
         raise UserError(f"{content.strerror or content}: check the path")
@@ -92,8 +128,6 @@ def decode(content: bytes | OSError) -> str:
             f"not UTF-8 (byte 0x{content[error.start]:02x} at position {error.start:,}): convert "
             "it, for example with iconv -f latin1 -t utf-8"
         ) from error
-    if not text.strip():
-        raise UserError("empty: a document needs at least one word")
     return text
 
 
@@ -102,70 +136,7 @@ def shown(file: str) -> str:
     return os.fsencode(file).decode("utf-8", errors="replace")
 
 
-# --------------------------------------------------------------------------------------- windows
-
-
-def starts_sentence(pieces: Sequence[str], index: int) -> bool:
-    """Whether a sentence seems to end right before piece `index`."""
-    before = "".join(pieces[max(0, index - 3) : index])
-    if _FULL_WIDTH_SENTENCE_END.search(before):
-        return True
-    if not (pieces[index].startswith(SPACE) and _SENTENCE_END.search(before)):
-        return False
-    following = "".join(pieces[index : index + 2])[1:2]
-    return not following.islower()
-
-
-def window_ends(pieces: Sequence[str], limit: int) -> list[int]:
-    """Where to divide a document into windows of at most `limit` pieces, of similar length.
-
-    A window ends after a sentence, else after a word, if one ends in the second half of what it may
-    hold; else in mid-word.
-
-    Returns:
-        the ends, the last of them `len(pieces)`
-    """
-    ends = []
-    start = 0
-    while len(pieces) - start > limit:
-        remaining = len(pieces) - start
-        even = start + math.ceil(remaining / math.ceil(remaining / limit))
-        candidates = sorted(
-            range(start + limit // 2 + 1, start + limit + 1), key=lambda end: abs(end - even)
-        )
-        after_sentence = (end for end in candidates if starts_sentence(pieces, end))
-        after_word = (end for end in candidates if pieces[end].startswith(SPACE))
-        start = next(after_sentence, None) or next(after_word, even)
-        ends.append(start)
-    return [*ends, len(pieces)]
-
-
-def windows(summarizer: Summarizer, document: Document) -> list[Document]:
-    """Consecutive parts that the checkpoint takes; together they are the whole document."""
-    ends = window_ends(document.pieces, summarizer.max_source_tokens - 1)
-    return [summarizer.part(document, *span) for span in zip([0, *ends], ends)]
-
-
 # ----------------------------------------------------------------------------------- summarizing
-
-
-def fit(summarizer: Summarizer, document: Document, long: str) -> list[Document]:
-    """The parts of a document to be summarized, each of a length that the checkpoint takes.
-
-    Raises:
-        UserError: it is too long, and `long` is "refuse"
-    """
-    length, limit = len(document.tokens), summarizer.max_source_tokens
-    if length <= limit:
-        return [document]
-    if long == "truncate":
-        return [summarizer.truncate(document)]
-    if long == "window":
-        return windows(summarizer, document)
-    raise UserError(
-        f"{length:,} tokens, more than the {limit:,} that the checkpoint takes: give --long "
-        "truncate to summarize the start, or --long window to summarize part after part"
-    )
 
 
 def prepare(summarizer: Summarizer, item: Input, args: argparse.Namespace) -> Job:
@@ -178,12 +149,7 @@ def prepare(summarizer: Summarizer, item: Input, args: argparse.Namespace) -> Jo
         if args.out_dir:
             check_output(output_path(args.out_dir, item.file), args)
         document = summarizer.encode(decode(item.content))
-        if not summarizer.says_something(document):
-            raise UserError(
-                f"none of its {len(document.pieces):,} pieces is in the dictionary: it is no text "
-                "of the language and script that the checkpoint was trained on"
-            )
-        parts = fit(summarizer, document, args.long)
+        parts = summarizer.fit(document, args.long)
     except UserError as error:
         return Job({**record, "error": str(error)}, [], [])
     length, unknown = len(document.tokens), summarizer.unknown(document)
@@ -200,18 +166,15 @@ def prepare(summarizer: Summarizer, item: Input, args: argparse.Namespace) -> Jo
 
 def finish(job: Job, summaries: Sequence[Summary]) -> dict[str, Any]:
     """The record of a document whose parts are summarized."""
-    return {
-        **job.record,
-        "summary": " ".join(summary.text for summary in summaries),
-        "score": sum(summary.score for summary in summaries) / len(summaries),
-        "seconds": round(sum(summary.seconds for summary in summaries), 4),
-    }
+    whole = join(summaries)
+    seconds = round(whole.seconds, 4)
+    return {**job.record, "summary": whole.text, "score": whole.score, "seconds": seconds}
 
 
 def generate(summarizer: Summarizer, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
     """The records of some documents, generated together, in their order."""
     try:
-        found = iter(summarizer.summarize([part for job in jobs for part in job.parts]))
+        found = iter(summarizer.generate([part for job in jobs for part in job.parts]))
         for job in jobs:
             yield finish(job, [next(found) for _ in job.parts]) if job.parts else job.record
     except UserError as error:
@@ -227,12 +190,13 @@ def records(summarizer: Summarizer, args: argparse.Namespace) -> Iterator[dict[s
     jobs: list[Job] = []
     tokens = 0
     for item in inputs(args.files, args.lines):
-        job = prepare(summarizer, item, args)
-        for note in job.notes:
-            warn(job.record, note)
-        jobs.append(job)
-        tokens += sum(len(part.tokens) for part in job.parts)
-        if tokens >= READ_AHEAD * summarizer.max_tokens:
+        if item is not None:
+            job = prepare(summarizer, item, args)
+            for note in job.notes:
+                warn(job.record, note)
+            jobs.append(job)
+            tokens += sum(len(part.tokens) for part in job.parts)
+        if item is None or tokens >= READ_AHEAD * summarizer.max_tokens:
             yield from generate(summarizer, jobs)
             jobs, tokens = [], 0
     yield from generate(summarizer, jobs)
@@ -263,7 +227,7 @@ def check_output(path: Path, args: argparse.Namespace) -> None:
     """Refuses to replace what is there, and to replace an input whatever the options are."""
     if not os.path.lexists(path):
         return
-    if any(file != STDIN and path.resolve() == Path(file).resolve() for file in args.files):
+    if any(file != STDIN and same_file(path, file) for file in args.files):
         raise UserError(f"its summary would replace the input {path}: give another --out-dir")
     if not args.overwrite:
         raise UserError(f"{path} exists: give --overwrite to replace it, or another --out-dir")
@@ -303,7 +267,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--lines", action="store_true", help="each line of the input is a document")
     add(
         "--long",
-        choices=("refuse", "truncate", "window"),
+        choices=get_args(Long),
         default="refuse",
         help="what to do with a document longer than the checkpoint takes (default %(default)s)",
     )

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import UserError
 
 REPORT = "report.json"
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Opens a file to read its bytes; a pipe would keep one waiting, and a device has no end.
+
+    Raises:
+        OSError: it is not there, cannot be read, or is no regular file.
+    """
+    kind = stat.S_IFMT(os.stat(path).st_mode)
+    if kind not in (stat.S_IFREG, stat.S_IFDIR):  # of a directory, open() says what it is
+        raise OSError(errno.EINVAL, "A pipe or a device, not a regular file", str(path))
+    return open(path, "rb")
+
+
+def same_file(path: str | Path, other: str | Path) -> bool:
+    """Whether both names lead to one file, which need not be there; links may go in a circle."""
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def to_json(value: Any) -> str:
@@ -52,8 +71,9 @@ def check_writable(option: str, path: Path) -> None:
     Raises:
         UserError: naming the option and the path.
     """
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    irregular = os.path.exists(path) and not os.path.isfile(path)
+    if irregular or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"{option} {path} cannot be written: give a file in a folder of yours")
 
 

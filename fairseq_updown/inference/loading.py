@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from argparse import Namespace
@@ -15,10 +16,13 @@ from fairseq import checkpoint_utils, tasks, utils
 from fairseq.data import data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+from ..data.files import open_regular
 from ..decoding.repeats import mend
 from ..errors import UserError
 
 SENTENCEPIECE_MODEL = "spm.model"
+MOST_LENPEN = 10  # length ** lenpen must not overflow
+MOST_LEN_A = 1_000_000
 SAME_VOCABULARY = 0.9  # least share of the dictionary that the sentencepiece model must know
 
 
@@ -27,11 +31,13 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def usable_device(name: str) -> torch.device:
+def usable_device(name: str | None) -> torch.device:
+    """The device of this name; for None a GPU if there is one."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # the device meta has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(
             f"--device {name} cannot be used ({first_line(error)}): give cpu, or a GPU that there "
             "is"
@@ -39,13 +45,15 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def _split_checkpoints(checkpoint: Path) -> list[Path]:
+def _split_checkpoints(checkpoint: str | Path) -> list[Path]:
     """The files of an ensemble, all of them there."""
     whole = Path(checkpoint)
     paths = [whole] if whole.exists() else [Path(x) for x in str(whole).split(os.pathsep) if x]
     for path in paths:
         if not path.is_file():
-            what = "is a directory" if path.is_dir() else "does not exist"
+            what = "does not exist"
+            if os.path.exists(path):
+                what = "is a directory" if path.is_dir() else "is a pipe or a device"
             raise UserError(
                 f"--checkpoint {path} {what}: give a file that fairseq-train saved, such as "
                 "checkpoints/checkpoint_best.pt"
@@ -53,7 +61,7 @@ def _split_checkpoints(checkpoint: Path) -> list[Path]:
     return paths
 
 
-def _read_checkpoint(path: Path, data: Path | None) -> dict[str, Any]:
+def _read_checkpoint(path: Path, data: str | Path | None) -> dict[str, Any]:
     """The stored state, with `cfg`; torch's safe loader refuses all but what fairseq stores."""
     overrides: dict[str, Any] = {"eval_bleu": False, "eval_rouge": False}
     if data is not None:
@@ -95,7 +103,7 @@ def _languages(cfg: Any, directory: Path) -> tuple[str, str]:
     return source or "src", target or "tgt"
 
 
-def _setup_task(state: dict[str, Any], path: Path, data: Path | None) -> Any:
+def _setup_task(state: dict[str, Any], path: Path, data: str | Path | None) -> Any:
     """The checkpoint's task with its dictionaries."""
     cfg = state["cfg"].task
     if "source_lang" not in cfg or "data" not in cfg:
@@ -146,7 +154,7 @@ def _build_model(task: Any, state: dict[str, Any], path: Path) -> Any:
     return model
 
 
-def load_models(checkpoint: Path, data: Path | None) -> tuple[Any, list[Any]]:
+def load_models(checkpoint: str | Path, data: str | Path | None) -> tuple[Any, list[Any]]:
     """The task of the first checkpoint, and the models of all."""
     paths = _split_checkpoints(checkpoint)
     states = [_read_checkpoint(path, data) for path in paths]
@@ -154,11 +162,12 @@ def load_models(checkpoint: Path, data: Path | None) -> tuple[Any, list[Any]]:
     return task, [_build_model(task, *found) for found in zip(states, paths)]
 
 
-def load_sentencepiece(path: Path | None, task: Any) -> sentencepiece.SentencePieceProcessor:
+def load_sentencepiece(path: str | Path | None, task: Any) -> sentencepiece.SentencePieceProcessor:
     """The sentencepiece model that the entries of the source dictionary come from."""
-    path = path or Path(utils.split_paths(task.cfg.data)[0]) / SENTENCEPIECE_MODEL
+    path = Path(path or Path(utils.split_paths(task.cfg.data)[0]) / SENTENCEPIECE_MODEL)
     try:
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            content = file.read()
     except OSError as error:
         raise UserError(
             f"sentencepiece model {path}: {error.strerror}: give --sentencepiece-model with the "
@@ -182,18 +191,37 @@ def load_sentencepiece(path: Path | None, task: Any) -> sentencepiece.SentencePi
     return model
 
 
+def check_search(search: Namespace, max_tokens: int) -> None:
+    """Refuses options of the search that fairseq would fail on, or not heed.
+
+    Raises:
+        UserError: naming the option
+    """
+    whole = dict(beam=1, min_len=0, max_len_b=1, no_repeat_ngram_size=0)
+    for name, least in whole.items():
+        if getattr(search, name) < least:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} {getattr(search, name)} is below {least}: make it larger")
+    if max_tokens < 1:
+        raise UserError(f"--max-tokens {max_tokens} is below 1: make it larger")
+    if not abs(search.lenpen) <= MOST_LENPEN:
+        raise UserError(f"--lenpen {search.lenpen} is not within +-{MOST_LENPEN}: give 1 or so")
+    if math.isnan(search.unkpen) or search.unkpen == -math.inf:
+        raise UserError(f"--unkpen {search.unkpen} would be the score: give a number, or inf")
+    if not 0 <= search.max_len_a <= MOST_LEN_A:
+        raise UserError(f"--max-len-a {search.max_len_a} is not within 0 and {MOST_LEN_A:,}")
+    if search.no_repeat_ngram_size == 1:
+        raise UserError(
+            "--no-repeat-ngram-size 1 would allow each piece once only: give 0 (off), 2 or more"
+        )
+
+
 def build_generator(task: Any, models: Sequence[Any], search: Namespace) -> Any:
-    """fairseq's beam search, with options that it would fail on, or not heed, put right."""
+    """fairseq's beam search, with what it fails on put right."""
     longest = min(search.max_len_b, *(model.max_decoder_positions() - 1 for model in models))
     if search.min_len > longest:
         raise UserError(
             f"--min-len {search.min_len} is more than the {longest} pieces of a longest summary "
             "(--max-len-b, and the checkpoint's --max-target-positions): make it smaller"
-        )
-    if search.max_len_a < 0:
-        raise UserError(f"--max-len-a {search.max_len_a} is below 0: give 0 or more")
-    if search.no_repeat_ngram_size == 1:
-        raise UserError(
-            "--no-repeat-ngram-size 1 would allow each piece once only: give 0 (off), 2 or more"
         )
     return mend(task.build_generator(models, search))

@@ -8,7 +8,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import sentencepiece
 import torch
@@ -20,15 +20,17 @@ from tqdm import tqdm
 from ..errors import UserError
 from .loading import (
     build_generator,
+    check_search,
     first_line,
     load_models,
     load_sentencepiece,
     usable_device,
 )
+from .windows import SPACE, window_ends
 
 logger = logging.getLogger(__name__)
 
-SPACE = "\u2581"  # sentencepiece's mark for the space before a word
+Long = Literal["refuse", "truncate", "window"]
 
 
 class Document(NamedTuple):
@@ -51,7 +53,8 @@ class Summary(NamedTuple):
     Attributes:
         text: what is to be read.
         tokens: `(length,)` long, with end of sentence.
-        score: as fairseq prints it: log2 of the probability, over length ** lenpen.
+        score: as fairseq prints it: log2 of the probability, over length ** lenpen; the mean of the
+            windows where a document was summarized part after part.
         seconds: this document's share, by its length, of the time its batch took.
     """
 
@@ -61,8 +64,31 @@ class Summary(NamedTuple):
     seconds: float = 0.0
 
 
+def join(summaries: Sequence[Summary]) -> Summary:
+    """The summary of a document from those of its parts."""
+    return Summary(
+        " ".join(summary.text for summary in summaries),
+        torch.cat([summary.tokens for summary in summaries]),
+        sum(summary.score for summary in summaries) / len(summaries),
+        sum(summary.seconds for summary in summaries),
+    )
+
+
 class Summarizer:
     """A trained checkpoint with its dictionary and sentencepiece model, loaded once.
+
+    Example::
+
+        from pathlib import Path
+        from fairseq_updown import Summarizer
+
+        summarizer = Summarizer.load("checkpoints/checkpoint_best.pt", beam=4, max_len_b=120)
+        print(summarizer.summarize(["One long report ..."])[0].text)
+
+        reports = sorted(Path("reports").glob("*.txt"))
+        texts = [report.read_text(encoding="utf-8") for report in reports]
+        for report, summary in zip(reports, summarizer.summarize(texts, long="window")):
+            print(report, f"{summary.score:.2f}", summary.text)
 
     Attributes:
         task: the fairseq task of the (first) checkpoint, with its dictionaries.
@@ -100,11 +126,11 @@ class Summarizer:
     @classmethod
     def load(
         cls,
-        checkpoint: Path,
-        data: Path | None = None,
-        sentencepiece_model: Path | None = None,
+        checkpoint: str | Path,
+        data: str | Path | None = None,
+        sentencepiece_model: str | Path | None = None,
         *,
-        device: str = "cpu",
+        device: str | None = None,
         fp16: bool = False,
         max_tokens: int = 8192,
         beam: int = 4,
@@ -121,7 +147,7 @@ class Summarizer:
             checkpoint: of a translation or summarization task; `a.pt:b.pt` generate together.
             data: directory with the dictionaries; default: the one that the checkpoint names.
             sentencepiece_model: default: `spm.model` in the data directory.
-            device: as torch names it, such as `cpu` or `cuda:1`.
+            device: as torch names it, such as `cpu` or `cuda:1`; default: a GPU if there is one.
             fp16: compute in half precision.
             max_tokens: most source tokens, padding included, of a batch of several documents.
             beam, lenpen, unkpen, min_len, max_len_a, max_len_b, no_repeat_ngram_size: as in
@@ -133,6 +159,7 @@ class Summarizer:
         search = Namespace(beam=beam, lenpen=lenpen, unkpen=unkpen, min_len=min_len)
         search.max_len_a, search.max_len_b = max_len_a, max_len_b
         search.no_repeat_ngram_size = no_repeat_ngram_size
+        check_search(search, max_tokens)
         target = usable_device(device)
         task, models = load_models(checkpoint, data)
         pieces = load_sentencepiece(sentencepiece_model, task)
@@ -141,6 +168,28 @@ class Summarizer:
             (model.half() if fp16 else model).to(target)
         generator = build_generator(task, models, search)
         return cls(task, models, generator, pieces, max_tokens)
+
+    def summarize(self, texts: Sequence[str], long: Long = "refuse") -> list[Summary]:
+        """A summary for each text, in the order given.
+
+        Args:
+            texts: plain text; white space of any kind counts as one space.
+            long: what to do with a text longer than the checkpoint takes: `refuse` it, `truncate`
+                it to its start, or summarize it `window` after window, and join the summaries.
+
+        Raises:
+            UserError: a text is empty, too long, or in no script that the checkpoint knows.
+        """
+        if isinstance(texts, str):
+            raise TypeError("summarize takes a list of texts: give [text]")
+        documents = []
+        for number, text in enumerate(texts):
+            try:
+                documents.append(self.fit(self.encode(text), long))
+            except UserError as error:
+                raise UserError(f"texts[{number}]: {error}") from error
+        found = iter(self.generate([part for parts in documents for part in parts]))
+        return [join([next(found) for _ in parts]) for parts in documents]
 
     # ---------------------------------------------------------------------------------- text
 
@@ -188,9 +237,37 @@ class Summarizer:
             return document
         return self.part(document, 0, self.max_source_tokens - 1)
 
+    def fit(self, document: Document, long: Long = "refuse") -> list[Document]:
+        """The parts of a document to be summarized, each of a length that the models take.
+
+        Raises:
+            UserError: nothing of it is in the dictionary; or it is too long, and `long` is "refuse"
+        """
+        if long not in get_args(Long):
+            raise UserError(f"long {long!r} is none of {', '.join(get_args(Long))}: give one")
+        if not document.text.strip():
+            raise UserError("empty: a document needs at least one word")
+        if not self.says_something(document):
+            raise UserError(
+                f"none of its {len(document.pieces):,} pieces is in the dictionary: it is no text "
+                "of the language and script that the checkpoint was trained on"
+            )
+        length, limit = len(document.tokens), self.max_source_tokens
+        if length <= limit:
+            return [document]
+        if long == "truncate":
+            return [self.truncate(document)]
+        if long == "window":
+            ends = window_ends(document.pieces, limit - 1)
+            return [self.part(document, *span) for span in zip([0, *ends], ends)]
+        raise UserError(
+            f"{length:,} tokens, more than the {limit:,} that the checkpoint takes: give --long "
+            "truncate to summarize the start, or --long window to summarize part after part"
+        )
+
     # ---------------------------------------------------------------------------- generation
 
-    def summarize(self, documents: Sequence[Document]) -> list[Summary]:
+    def generate(self, documents: Sequence[Document]) -> list[Summary]:
         """The best hypothesis for each document, in the order given.
 
         Which documents are generated together changes nothing but rounding.

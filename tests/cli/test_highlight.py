@@ -392,7 +392,7 @@ def test_page_says_what_was_kept_and_what_was_not_read(
         (b" \n ", [], "has no text"),
         (b"\xff", [], "is not UTF-8"),
         (None, [], "No such file"),
-        (b"the sea", ["--out", "."], "is a directory"),
+        (b"the sea", ["--out", "."], "--out . cannot be written"),
         (b"the sea", ["--out", "a.txt"], "would replace the document"),
         (b"the sea", ["--png", "page.html"], "are both page.html"),
     ],

@@ -1,6 +1,5 @@
 """summarize.py with a small trained checkpoint: what it says, and what it says of bad input."""
 
-import io
 import json
 import os
 import pickle
@@ -23,6 +22,7 @@ from fairseq_updown.cli import summarize
 from fairseq_updown.cli.support import UserError, write_lines
 from fairseq_updown.data.parallel_text import train_sentencepiece
 from fairseq_updown.inference.summarizer import Summarizer
+from fairseq_updown.inference.windows import window_ends
 
 LIMIT = 32  # source tokens that the checkpoint takes
 LETTERS = "bcefghijklmnoqrtuv"  # so that "<pad>" is one unknown piece
@@ -79,9 +79,11 @@ def cli(toy: Toy, tmp_path: Path, capsys: Any, monkeypatch: Any) -> Any:
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: Any, stdin: bytes = b"") -> Tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        (tmp_path / "stdin").write_bytes(stdin)
         command = ["--checkpoint", toy.checkpoint, *FLAGS, *arguments]
-        status = summarize.main([str(argument) for argument in command])
+        with (tmp_path / "stdin").open() as stream:
+            monkeypatch.setattr(sys, "stdin", stream)
+            status = summarize.main([str(argument) for argument in command])
         return (status, *capsys.readouterr())
 
     return call
@@ -95,7 +97,7 @@ def cli(toy: Toy, tmp_path: Path, capsys: Any, monkeypatch: Any) -> Any:
     limit=st.integers(1, 20),
 )
 def test_windows_cover_the_document_within_the_limit(pieces: List[str], limit: int) -> None:
-    ends = summarize.window_ends(pieces, limit)
+    ends = window_ends(pieces, limit)
     assert ends[-1] == len(pieces)
     assert all(0 < end - start <= limit for start, end in zip([0, *ends], ends) if pieces)
 
@@ -113,18 +115,18 @@ def test_windows_cover_the_document_within_the_limit(pieces: List[str], limit: i
 def test_a_window_ends_after_a_sentence_else_after_a_word(
     pieces: List[str], limit: int, ends: List[int]
 ) -> None:
-    assert summarize.window_ends(pieces, limit) == ends
+    assert window_ends(pieces, limit) == ends
 
 
 @pytest.mark.parametrize("options", [{}, {"max_len_a": 0.4, "max_len_b": 2}])
 def test_order_and_batching_change_nothing(toy: Toy, options: Dict[str, Any]) -> None:
     summarizer = toy.load(**options)
     documents = [summarizer.truncate(summarizer.encode(text)) for text in toy.documents]
-    alone = [summarizer.summarize([document])[0] for document in documents]
+    alone = [summarizer.generate([document])[0] for document in documents]
     assert len({summary.text for summary in alone}) > len(documents) // 2, "all the same"
     for max_tokens, step in ((1, 1), (60, -1), (10000, 1)):
         summarizer.max_tokens = max_tokens
-        found = summarizer.summarize(documents[::step])[::step]
+        found = summarizer.generate(documents[::step])[::step]
         for one, other in zip(found, alone):
             assert one.tokens.tolist() == other.tokens.tolist()
             assert one.score == pytest.approx(other.score, abs=1e-4)
@@ -155,7 +157,7 @@ def test_no_run_of_pieces_is_repeated_unless_allowed(toy: Toy) -> None:
     def repeats(size: int) -> int:
         summarizer = toy.load(no_repeat_ngram_size=size, min_len=15)
         documents = [summarizer.truncate(summarizer.encode(text)) for text in toy.documents]
-        found = summarizer.summarize(documents)
+        found = summarizer.generate(documents)
         pairs = [list(pairwise(summary.tokens.tolist())) for summary in found]
         return sum(len(row) - len(set(row)) for row in pairs)
 
@@ -171,7 +173,7 @@ def test_ensembles_and_the_summarization_task_load(toy: Toy, tmp_path: Path) -> 
     both = Summarizer.load(Path(f"{toy.checkpoint}:{tmp_path / 'other.pt'}"), **SEARCH)
     assert len(both.models) == 2
     document = single.encode(toy.documents[0])
-    assert len({each.summarize([document])[0].text for each in (single, other, both)}) == 1
+    assert len({each.generate([document])[0].text for each in (single, other, both)}) == 1
 
 
 def test_encoding_is_that_of_the_training_text(toy: Toy) -> None:
@@ -196,24 +198,24 @@ def test_a_long_document_is_refused_cut_or_divided_as_asked(toy: Toy, cli: Any) 
     assert (status, out) == (1, "")
     assert f"{total} tokens, more than the {LIMIT} that the checkpoint takes: give --long" in err
     with pytest.raises(UserError, match=f"{total} tokens is longer than the {LIMIT}"):
-        summarizer.summarize([document])
+        summarizer.generate([document])
 
     _, out, err = cli("--long", "truncate", "--json-lines", stdin=text.encode())
     record = json.loads(out)
     assert (record["source_tokens"], record["tokens_cut"]) == (total, total - LIMIT)
     assert f"{total - LIMIT} of {total} tokens cut off" in err
-    assert record["summary"] == summarizer.summarize([summarizer.truncate(document)])[0].text
+    assert record["summary"] == summarizer.generate([summarizer.truncate(document)])[0].text
 
     status, out, err = cli("--long", "window", "--json-lines", stdin=text.encode())
     record = json.loads(out)
-    parts = summarize.windows(summarizer, document)
+    parts = summarizer.fit(document, "window")
     assert (record["windows"], record["tokens_cut"]) == (len(parts), 0)
     assert f"in {len(parts)} windows" in err
     assert [piece for part in parts for piece in part.pieces] == document.pieces
     assert all(len(part.tokens) <= LIMIT for part in parts)
     assert all(part.text.endswith(".") for part in parts)
     assert " ".join(part.text for part in parts) == text
-    assert record["summary"] == " ".join(each.text for each in summarizer.summarize(parts))
+    assert record["summary"] == " ".join(each.text for each in summarizer.generate(parts))
 
 
 # ------------------------------------------------------------------------------ bad documents

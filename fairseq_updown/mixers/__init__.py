@@ -4,7 +4,6 @@ from typing import Dict, Type
 
 from ..attention.encoder import EncoderSelfAttention
 from .base import Mixer
-from .blockwise import BlockwiseAttention
 from .csp import ChannelwiseSamplePermutation
 from .flow import FlowAttention
 from .full import FullAttention
@@ -22,7 +21,6 @@ from .updown_v2 import CachedTopkAttention
 MIXERS: Dict[str, Type[Mixer]] = {
     "updown": EncoderSelfAttention,
     "full": FullAttention,
-    "blockwise": BlockwiseAttention,
     "csp": ChannelwiseSamplePermutation,
     "igloo": Igloo,
     "luna": LunaAttention,

@@ -26,10 +26,10 @@ class Settings(NamedTuple):
 
     Attributes:
         block_size: tokens per block, or reach of a local window, of the mixers that have one.
-        size: `--updown-mixer-size`, what each mixer says it is.
+        size: SIZE of `--updown-mixer NAME=SIZE`, what each mixer says it is.
         layer: the encoder layer, counted from 0.
         num_layers: of the encoder.
-        ensemble: `--updown-mixer-ensemble`, see :class:`~.ssa.StochasticAttention`.
+        ensemble: E of `--updown-mixer ssa=SIZExE`, see :class:`~.ssa.StochasticAttention`.
     """
 
     block_size: int = 512
@@ -46,20 +46,20 @@ class Mixer(nn.Module):
     last three as fairseq's attention does.
     """
 
-    # `--updown-mixer-size` where it is not given; 0: the mixer has no such size.
+    # The size where none is given; 0: the mixer has no such size.
     default_size = 0
-    # Whether it samples what `--updown-mixer-ensemble` averages over.
+    # Whether it samples what an ensemble averages over.
     has_ensemble = False
 
     @classmethod
-    def from_config(cls, embed_dim: int, cfg: Any, layer: int) -> "Mixer":
+    def from_config(cls, embed_dim: int, cfg: Any, layer: int, size: int, ensemble: int) -> "Mixer":
         """The mixer of one encoder layer, from the model's configuration."""
         settings = Settings(
             block_size=cfg.updown_block_size,
-            size=cfg.updown_mixer_size or cls.default_size,
+            size=size,
             layer=layer,
             num_layers=cfg.encoder.layers,
-            ensemble=cfg.updown_mixer_ensemble,
+            ensemble=ensemble,
         )
         return cls(  # type: ignore[call-arg]
             embed_dim,

@@ -23,10 +23,6 @@ class ChannelwiseSamplePermutation(Mixer):
 
     Args:
         settings: `size` is g, 2 in the configuration that the authors released.
-        linear_shifts: J_0 = 0, J_c = 2 (c - 1) mod n, the paper's schedule for n near C.
-
-    Raises:
-        ValueError: `causal`.
     """
 
     default_size = 2
@@ -40,18 +36,10 @@ class ChannelwiseSamplePermutation(Mixer):
         dropout: float = 0.0,
         q_noise: float = 0.0,
         qn_block_size: int = 8,
-        linear_shifts: bool = False,
-        causal: bool = False,
     ):
         super().__init__()
-        if causal:
-            raise ValueError(
-                "csp rolls and sorts the whole sequence and has no causal form; "
-                "use it in the encoder only"
-            )
         self.embed_dim = embed_dim
         self.settings = settings
-        self.linear_shifts = linear_shifts
         self.v_proj = projection(embed_dim, embed_dim, q_noise, qn_block_size)
         self.out_proj = projection(embed_dim, embed_dim, q_noise, qn_block_size)
 
@@ -86,8 +74,6 @@ class ChannelwiseSamplePermutation(Mixer):
     def shifts(self, lengths: Tensor) -> Tensor:
         """J modulo n, `(*, 1, embed_dim)` long, of lengths n `(*, 1, 1)`."""
         channel = torch.arange(self.embed_dim, device=lengths.device)
-        if self.linear_shifts:
-            return (2 * (channel - 1).clamp(min=0)).view(1, 1, -1)
         layer, num_layers = self.settings.layer, self.settings.num_layers
         exponent = (layer + channel.double() / self.embed_dim) / num_layers
         # A root that is a whole number must not be rounded up on one device and down on another.

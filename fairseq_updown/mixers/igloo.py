@@ -27,7 +27,6 @@ class Igloo(Mixer):
     Args:
         settings: `size` is L; the authors advise 30 to 70.
         patch_size: slices per patch; 4 in the authors' code.
-        causal: token t looks at tokens <= t only, floor(u (t + 1)).
     """
 
     default_size = 64
@@ -42,13 +41,11 @@ class Igloo(Mixer):
         q_noise: float = 0.0,
         qn_block_size: int = 8,
         patch_size: int = 4,
-        causal: bool = False,
     ):
         super().__init__()
         self.num_patches = settings.size
         self.layer = settings.layer
         self.patch_size = patch_size
-        self.causal = causal
         self.dropout_module = FairseqDropout(dropout, module_name=type(self).__name__)
         num_slices = self.num_patches * patch_size
         noise = (q_noise, qn_block_size)
@@ -97,13 +94,9 @@ class Igloo(Mixer):
         Returns:
             `(bsz or 1, length, L (patch_size + 1))` long, always a real token if there is one.
         """
-        device = lengths.device
-        lengths = lengths.clamp(min=1).view(-1, 1, 1)
-        if self.causal:
-            steps = torch.arange(1, length + 1, device=device).view(1, -1, 1)
-            lengths = torch.minimum(lengths, steps)
         num_columns = self.num_patches * (self.patch_size + 1)
-        return (random_table(length, num_columns, self.layer, device) * lengths) >> 32
+        table = random_table(length, num_columns, self.layer, lengths.device)
+        return (table * lengths.clamp(min=1).view(-1, 1, 1)) >> 32
 
 
 def random_table(num_rows: int, num_columns: int, seed: int, device: torch.device) -> Tensor:

@@ -1,20 +1,20 @@
 """TransNormer: blocks in the lower layers, normalized linear attention in the upper ones."""
 
-from typing import Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention.encoder import EncoderSelfAttention
 from ..attention.functional import full_precision, merge_heads, split_heads
 from ..mass import TokenMass
 from .base import State
-from .blockwise import BlockwiseAttention
 
 _EPS = 1e-6  # of the norm
 
 
-class TransnormerAttention(BlockwiseAttention):
+class TransnormerAttention(EncoderSelfAttention):
     """DiagAttention in the first half of the layers, NormAttention in the others.
 
     "The Devil in Linear Transformer", arXiv:2210.10340, section 4, variant T2: DiagAttention is
@@ -25,6 +25,10 @@ class TransnormerAttention(BlockwiseAttention):
     The key features of a token of count c count c times, those of a pad not at all. NormAttention
     has no weights to drop: dropout of attention is for the blocks.
     """
+
+    @classmethod
+    def own_arguments(cls, embed_dim: int, cfg: Any) -> Dict[str, Any]:
+        return {}  # no slots
 
     def forward(
         self,

@@ -22,7 +22,12 @@ from fairseq_updown import mixers
 
 PLUGIN = Path(fairseq_updown.__file__).parent
 MIXER_FILES = Path(mixers.__file__).parent
-MIXER_PACKAGE = mixers.__name__
+# What the model is made of, besides its mixer.
+MODEL = ("attention", "decoding", "models", "ops", "mass.py", "pyramid.py")
+
+# Blocks that see only themselves: no mixer, but compared with them.
+BLOCKWISE = "blockwise"
+NAMES = ["updown", "full", BLOCKWISE, *(n for n in mixers.MIXERS if n not in ("updown", "full"))]
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Row:
 
     Attributes:
         section: of mixers.py.
-        mixer: a name of the registry, with "=SIZE" where --updown-mixer-size is given.
+        mixer: a value of --updown-mixer, or BLOCKWISE.
         length: source tokens, where a row has one length.
         seed: of the weights and the order of the data, where there are several.
         task: all else that was asked for.
@@ -56,8 +61,13 @@ class Row:
 
 def options(mixer: str) -> dict[str, Any]:
     """The model's options that choose this mixer."""
-    name, _, size = mixer.partition("=")
-    return {"updown_mixer": name, **({"updown_mixer_size": int(size)} if size else {})}
+    return {"updown_slots": 0} if mixer == BLOCKWISE else {"updown_mixer": mixer}
+
+
+def mixer_class(mixer: str) -> type:
+    """The class that computes it."""
+    name = "updown" if mixer == BLOCKWISE else mixer.partition("=")[0]
+    return mixers.MIXERS[name]
 
 
 def flags(chosen: dict[str, Any]) -> list[str]:
@@ -82,40 +92,45 @@ def code(path: Path) -> str:
     return ast.dump(tree)
 
 
+def imported(path: Path) -> set[Path]:
+    """The plugin's files that a file of it imports itself."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        folder = path.parents[node.level - 1] if node.level else PLUGIN.parent
+        module = folder.joinpath(*(node.module or "").split("."))
+        for place in (module, *(module / name.name for name in node.names)):
+            found |= {Path(f"{place}.py"), place / "__init__.py"}
+    return {file for file in found if PLUGIN in file.parents and file.is_file()}
+
+
 def own_files(mixer: str) -> set[Path]:
-    """The file of a mixer's class, and those beside it that it imports, directly or not."""
+    """The file of a mixer's class, and those of the mixers that it imports, directly or not."""
     found: set[Path] = set()
-    waiting = [Path(inspect.getfile(mixers.MIXERS[mixer.partition("=")[0]]))]
+    waiting = [Path(inspect.getfile(mixer_class(mixer)))]
     while waiting:
         path = waiting.pop()
-        if path in found or not path.is_file():
-            continue
         found.add(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.ImportFrom):
-                continue
-            module = node.module or ""
-            if node.level == 1 and path.parent == MIXER_FILES:
-                module = f"{MIXER_PACKAGE}.{module}".rstrip(".")
-            if f"{module}.".startswith(f"{MIXER_PACKAGE}."):
-                names = [module, *(f"{module}.{name.name}" for name in node.names)]
-                relative = [name[len(MIXER_PACKAGE) + 1 :].replace(".", "/") for name in names]
-                waiting += [MIXER_FILES / f"{name}.py" for name in relative if name]
+        own = {file for file in imported(path) if file.parent == MIXER_FILES}
+        waiting += own - found - {MIXER_FILES / "__init__.py"}
     return found
 
 
-def source(mixer: str, folders: Sequence[str], more: Sequence[Path] = ()) -> str:
+def source(mixer: str, parts: Sequence[str], more: Sequence[Path] = ()) -> str:
     """A hash of the code that a mixer's figures depend on.
 
     Args:
-        folders: of the plugin that count, "." for all of it; of the folder with the mixers only the
-            mixer's own files do.
+        parts: folders and files of the plugin that count, "." for all of it; of the folder with the
+            mixers only the mixer's own files do.
         more: other files that count.
     """
-    shared = {path for folder in folders for path in (PLUGIN / folder).rglob("*.py")}
+    shared: set[Path] = set()
+    for part in parts:
+        path = PLUGIN / part
+        shared |= {path} if path.is_file() else set(path.rglob("*.py"))
     files = {path for path in shared if MIXER_FILES not in path.parents} | own_files(mixer)
-    chosen = mixers.MIXERS[mixer.partition("=")[0]].__qualname__
-    return digest(chosen, [code(path) for path in sorted([*files, *more])])
+    return digest(mixer_class(mixer).__qualname__, [code(path) for path in sorted([*files, *more])])
 
 
 @cache

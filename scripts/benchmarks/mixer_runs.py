@@ -86,7 +86,8 @@ def measure_cost(rows: Sequence[Row], args: Namespace) -> list[dict[str, Any]]:
         "updown_slots": args.slots,
     }
     arches = [
-        limits.with_options(args.arch, **common, **mixer_rows.options(row.mixer)) for row in rows
+        limits.with_options(args.arch, **{**common, **mixer_rows.options(row.mixer)})
+        for row in rows
     ]
     figures: dict[str, dict[str, Any]] = {}
     for arch in progress([args.stock, *arches], f"{work.src_len}: memory"):
@@ -122,14 +123,13 @@ def recall_rows(args: Namespace) -> list[Row]:
     return [Row("recall", mixer, seed=n, task=task) for n in args.seeds for mixer in args.mixers]
 
 
-def learn_recall(options: dict[str, Any], task: dict[str, Any], seed: int) -> dict[str, Any]:
+def learn_recall(mixer: str, task: dict[str, Any], seed: int) -> dict[str, Any]:
     """Accuracy by update and length; for a process of its own."""
     torch.set_num_threads(1)  # the model is too small for more
     tasks = recall.scattered_tasks(task["lengths"])
     start, report = time.perf_counter(), max(1, task["updates"] // 5)
-    curve = recall.learn(
-        options, task["updates"], seed, report, tasks, task["device"], options["updown_mixer"]
-    )
+    options = {"updown_block_size": RECALL_BLOCK, **mixer_rows.options(mixer)}
+    curve = recall.learn(options, task["updates"], seed, report, tasks, task["device"], mixer)
     pairs = [[update, list(map(list, found.items()))] for update, found in curve.items()]
     return {"accuracy": pairs[-1][1], "curve": pairs, "seconds": time.perf_counter() - start}
 
@@ -137,8 +137,7 @@ def learn_recall(options: dict[str, Any], task: dict[str, Any], seed: int) -> di
 def measure_recall(rows: Sequence[Row], args: Namespace) -> list[dict[str, Any]]:
     """Accuracy on the recall task, see :func:`recall.scattered_examples`."""
     (row,) = rows
-    options = {"updown_block_size": RECALL_BLOCK, **mixer_rows.options(row.mixer)}
-    return [fresh_process.in_fresh_process(learn_recall, options, row.task, row.seed)]
+    return [fresh_process.in_fresh_process(learn_recall, row.mixer, row.task, row.seed)]
 
 
 # -------------------------------------------------------------------- trainings with fairseq-train
@@ -273,17 +272,17 @@ class Section(NamedTuple):
     Attributes:
         rows: all of it.
         measure: the figures of some rows that belong together.
-        folders: of the plugin whose source makes a difference.
+        parts: folders and files of the plugin whose source makes a difference.
     """
 
     rows: Callable[[Namespace], list[Row]]
     measure: Callable[[Sequence[Row], Namespace], list[dict[str, Any]]]
-    folders: tuple[str, ...]
+    parts: tuple[str, ...]
 
 
 SECTIONS = {
-    "cost": Section(cost_rows, measure_cost, ("attention", "decoding", "models", "ops")),
-    "recall": Section(recall_rows, measure_recall, ("attention", "decoding", "models", "ops")),
+    "cost": Section(cost_rows, measure_cost, mixer_rows.MODEL),
+    "recall": Section(recall_rows, measure_recall, mixer_rows.MODEL),
     "summaries": Section(lambda args: training_rows("summaries", args), measure_training, (".",)),
     "translation": Section(
         lambda args: training_rows("translation", args), measure_training, (".",)
@@ -304,7 +303,7 @@ def key(row: Row, args: Namespace) -> dict[str, Any]:
         environment["threads"] = str(args.threads)
         binary = args.summaries if row.section == "summaries" else args.translation / "data-bin"
         environment["data"] = mixer_rows.data_hash(binary)
-    environment["source"] = mixer_rows.source(row.mixer, SECTIONS[row.section].folders, more)
+    environment["source"] = mixer_rows.source(row.mixer, SECTIONS[row.section].parts, more)
     return {"row": row.configuration(), "environment": environment}
 
 

@@ -16,9 +16,9 @@ Sections:
                  without a pyramid, and the validation set's negative log-likelihood (nll)
     translation  BLEU on the data of examples/translation, trained and tested as there, and nll
 
-A mixer is a name of the registry, or NAME=SIZE for one with --updown-mixer-size. The mixers of a
-section differ in nothing else: same batches, same number of updates, same decoder. Only --seeds
-changes weights and order.
+A mixer is a value of --updown-mixer, such as luna or luna=64, or blockwise: --updown-slots 0. The
+mixers of a section differ in nothing else: same batches, same number of updates, same decoder. Only
+--seeds changes weights and order.
 
 Every finished row is kept in --json at once, with its whole configuration, the machine, versions, a
 hash of the data and one of the plugin's source, of which other mixers' files are no part. Run it
@@ -45,7 +45,7 @@ import mixer_table
 import torch
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from figure_store import Store
-from mixer_rows import Row
+from mixer_rows import BLOCKWISE, NAMES, Row
 from mixer_runs import SECTIONS
 
 from fairseq_updown.cli.support import (
@@ -55,8 +55,7 @@ from fairseq_updown.cli.support import (
     sigterm_interrupts,
     write_atomic,
 )
-from fairseq_updown.mixers import MIXERS
-from fairseq_updown.models.updown_transformer.options import parse_pool_layers
+from fairseq_updown.models.updown_transformer.options import parse_mixer, parse_pool_layers
 
 KIND = "fairseq_updown mixer comparison"
 SHORTEST_RECALL = 16  # tokens
@@ -181,8 +180,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
-    add("--mixers", nargs="+", default=list(MIXERS), metavar="NAME[=SIZE]",
-        help=f"default: all, {', '.join(MIXERS)}")  # fmt: skip
+    add("--mixers", nargs="+", default=NAMES, metavar="NAME[=SIZE]",
+        help=f"default: all, {', '.join(NAMES)}")  # fmt: skip
     add("--seeds", nargs="+", type=int, default=[1, 2], metavar="N")
     add("--work", type=Path, default=Path("work/comparison"), metavar="DIR",
         help="checkpoints and logs (default: %(default)s)")  # fmt: skip
@@ -281,13 +280,13 @@ def check(args: argparse.Namespace) -> None:
 
 def check_mixer(text: str) -> None:
     """Refuses a mixer that is not there, or a size that it does not have."""
-    name, equals, size = text.partition("=")
-    if name not in MIXERS:
-        raise UserError(f"--mixers {text} is not known; there are {', '.join(MIXERS)}")
-    if equals and not (size.isdecimal() and int(size) > 0):
-        raise UserError(f"--mixers {text}: the size is a whole number above 0, like {name}=16")
-    if equals and not MIXERS[name].default_size:
-        raise UserError(f"--mixers {text}: {name} has no size of its own; give --mixers {name}")
+    if text == BLOCKWISE:
+        return
+    try:
+        parse_mixer(text)
+    except ValueError as error:
+        message = str(error).replace("--updown-mixer", "--mixers")
+        raise UserError(message.replace("choose updown", f"choose {BLOCKWISE}, updown")) from error
 
 
 def check_cost(args: argparse.Namespace) -> None:

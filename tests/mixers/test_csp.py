@@ -12,8 +12,6 @@ from fairseq_updown.mixers.csp import ChannelwiseSamplePermutation
 
 
 def shift(mixer, channel, n):
-    if mixer.linear_shifts:
-        return 0 if channel < 2 else 2 * (channel - 1) % n
     layer, num_layers = mixer.settings.layer, mixer.settings.num_layers
     root = n ** ((layer * DIM + channel) / (num_layers * DIM))
     return (round(root) if abs(root - round(root)) < 1e-9 else math.ceil(root)) % n
@@ -33,11 +31,9 @@ def csp(mixer, x, counts, scores, state):
 
 
 @settings(max_examples=20)
-@given(
-    size=st.integers(1, 9), layer=st.integers(0, 2), linear=st.booleans(), batch=batches(longest=30)
-)
-def test_csp_equals_the_slow_oracle(size, layer, linear, batch):
-    options = dict(size=size, layer=layer, num_layers=3, linear_shifts=linear)
+@given(size=st.integers(1, 9), layer=st.integers(0, 2), batch=batches(longest=30))
+def test_csp_equals_the_slow_oracle(size, layer, batch):
+    options = dict(size=size, layer=layer, num_layers=3)
     assert_equals_oracle([make(ChannelwiseSamplePermutation, **options)], csp, batch)
 
 
@@ -78,11 +74,6 @@ def test_ties_and_extreme_values_stay_real():
     real = mixer.permute(value, torch.tensor([7]))[0, :7]
     assert real.isinf().sum(dim=0).tolist() == [4] * DIM
     assert not real.isnan().any()
-
-
-def test_csp_has_no_causal_form():
-    with pytest.raises(ValueError, match="no causal form"):
-        make(ChannelwiseSamplePermutation, causal=True)
 
 
 def test_csp_is_linear_in_length_and_holds_no_tensor_larger_than_its_input():

@@ -18,9 +18,9 @@ from toy import EXACT, PAD, build, draw_rows, logits, pad_rows, random_tokens
 from fairseq_updown.mass import TokenMass
 from fairseq_updown.mixers import MIXERS
 
-# Sizes that cut sequences of two dozen tokens into several parts.
-SIZES = {name: 3 if mixer.default_size else 0 for name, mixer in MIXERS.items()}
-OPTIONS = {"ssa": dict(updown_mixer_ensemble=2)}
+# With sizes that cut sequences of two dozen tokens into several parts.
+CHOICES = {name: f"{name}=3" if mixer.default_size else name for name, mixer in MIXERS.items()}
+CHOICES["ssa"] = "ssa=3x2"
 POOLED = dict(updown_pool_layers="2")
 UNPOOLED = dict(updown_pool_layers="")
 # Mixers that cannot take over the projections of a stock attention.
@@ -30,8 +30,7 @@ WITHOUT_WEIGHTS = {"csp": {0, 1, 2}, "flow": {0, 1, 2}, "transnormer": {1, 2}}
 
 
 def build_mixer(name, **options):
-    own = {"updown_mixer_size": SIZES[name], **OPTIONS.get(name, {})}
-    return build(updown_mixer=name, **{**own, **options})
+    return build(**{"updown_mixer": CHOICES[name], **options})
 
 
 def build_stage(name, **options):
@@ -96,7 +95,9 @@ def test_attention_dropout_acts_on_weights_in_training_only(name):
 
 
 def test_half_precision_of_a_stage_is_near(name):
-    own = {"updown_mixer_size": 11} if name == "updown_v2" else {}  # rounding may choose others
+    own = (
+        {"updown_mixer": "updown_v2=11"} if name == "updown_v2" else {}
+    )  # rounding may choose others
     inputs, mixers = draw_stage(3, [11])[0].float(), build_stage(name, **own)
     mixers = [mixer.float() for mixer in mixers]
     expected = run(mixers, inputs)
@@ -235,16 +236,6 @@ def test_full_is_the_stock_transformer_at_any_length(length):
     source, target = random_tokens(generator, 2, length), random_tokens(generator, 2, 5)
     torch.testing.assert_close(
         logits(model, source, target), logits(stock, source, target), **EXACT
-    )
-
-
-def test_blockwise_is_updown_without_slots():
-    blockwise = build(updown_mixer="blockwise", updown_decoder_slots=0)
-    updown = build(updown_slots=0, updown_decoder_slots=0)
-    blockwise.load_state_dict(updown.state_dict())
-    source, target = torch.stack(draw_rows([23], seed=2)), torch.stack(draw_rows([9], seed=3))
-    torch.testing.assert_close(
-        logits(blockwise, source, target), logits(updown, source, target), **EXACT
     )
 
 

@@ -26,6 +26,11 @@ def keys_of_block(n, block, block_size, uniform):
     return seen
 
 
+def draw_numbers(count, generator=None):
+    """In [0, 1), one after the other."""
+    return [float(torch.rand((), dtype=torch.float64, generator=generator)) for _ in range(count)]
+
+
 def attend_to_sample(mixer, x, counts, scores, uniform):
     """uniform: for each block, which key to draw from each part."""
     size, outs = mixer.settings.block_size, []
@@ -40,11 +45,12 @@ def attend_to_sample(mixer, x, counts, scores, uniform):
 @settings(max_examples=15)
 @given(st.integers(1, 20), st.integers(1, 18), batches(longest=17))
 def test_training_equals_the_slow_oracle(size, block_size, batch):
+    """Drawn are numbers of torch's generator, one for each part of each block of each row."""
     mixer = make(StochasticAttention, size=size, block_size=block_size).train()
     rows, length = len(batch["lengths"]), max(batch["lengths"]) + batch["extra"]
+    num_blocks, num_parts = math.ceil(length / block_size), min(size, length)
     torch.manual_seed(batch["seed"])
-    shape = (1, rows, -(-length // block_size), min(size, length))
-    uniform = iter(torch.rand(shape, dtype=torch.float64)[0])
+    uniform = iter([[draw_numbers(num_parts) for _ in range(num_blocks)] for _ in range(rows)])
 
     def ssa(mixer, x, counts, scores, state):
         return attend_to_sample(mixer, x, counts, scores, next(uniform)), None
@@ -58,9 +64,11 @@ def test_training_equals_the_slow_oracle(size, block_size, batch):
 def test_an_ensemble_is_the_mean_of_slow_oracles(size, ensemble, layer, batch):
     mixer = make(StochasticAttention, size=size, ensemble=ensemble, layer=layer).eval()
 
-    def ssa(mixer, x, *mass_and_state):
-        draws = [uniform.expand(len(x), -1) for uniform in mixer.fixed_draws()]
-        members = [attend_to_sample(mixer, x, *mass_and_state[:2], uniform) for uniform in draws]
+    generator = torch.Generator().manual_seed(layer)
+    draws = [draw_numbers(size, generator) for _ in range(ensemble)]  # of any sample and block
+
+    def ssa(mixer, x, counts, scores, state):
+        members = [attend_to_sample(mixer, x, counts, scores, [u] * len(x)) for u in draws]
         return sum(members) / ensemble, None
 
     assert_equals_oracle([mixer], ssa, batch)

@@ -20,9 +20,7 @@ from fairseq_updown.models.updown_transformer.options import UPDOWN_OPTIONS
 
 # A value other than the default for each of our flags.
 OTHER: Dict[str, Any] = {
-    "updown_mixer": "ssa",
-    "updown_mixer_size": 5,
-    "updown_mixer_ensemble": 2,
+    "updown_mixer": "ssa=5x2",
     "updown_block_size": 6,
     "updown_slots": 3,
     "updown_pool_layers": "1,2",
@@ -37,9 +35,6 @@ OTHER: Dict[str, Any] = {
     "updown_no_reweight": True,
 }
 STOCK_OTHER: Dict[str, Any] = {
-    "updown_mixer": "ssa",
-    "updown_mixer_size": 5,
-    "updown_mixer_ensemble": 2,
     "activation_fn": "gelu",
     "dropout": 0.25,
     "attention_dropout": 0.15,
@@ -90,8 +85,7 @@ def test_every_flag_reaches_the_built_model(load: Any) -> None:
     mixer = model.encoder.layers[1].self_attn
     assert type(mixer) is MIXERS["ssa"]
     assert mixer.settings == Settings(6, 5, layer=1, num_layers=4, ensemble=2)
-    plain = {"updown_mixer": "updown", "updown_mixer_size": 0, "updown_mixer_ensemble": 0}
-    model = load("updown_transformer", {**OTHER, **STOCK_OTHER, **plain})
+    model = load("updown_transformer", {**OTHER, **STOCK_OTHER, "updown_mixer": "updown"})
     encoder = model.encoder.layers[1].self_attn
     assert (encoder.block_size, encoder.compressor.num_slots, encoder.num_heads) == (6, 3, 3)
     assert encoder.compressor.pooling_base == 3.5
@@ -153,10 +147,14 @@ def test_has_every_flag_of_the_stock_transformer() -> None:
         (dict(updown_slots=6, updown_block_size=5), "--updown-slots 6.*--updown-block-size = 5"),
         (dict(updown_decoder_slots=9), "--updown-decoder-slots 9"),
         (dict(updown_mixer="mamba"), "--updown-mixer mamba: choose updown, full"),
-        (dict(updown_mixer_size=3), "--updown-mixer-size 3.*updown has no size"),
-        (dict(updown_mixer="topm", updown_mixer_size=-1), "--updown-mixer-size -1.*at least 1"),
-        (dict(updown_mixer_ensemble=2), "--updown-mixer-ensemble 2: --updown-mixer updown has no"),
-        (dict(updown_mixer="ssa", updown_mixer_ensemble=-1), "--updown-mixer-ensemble -1"),
+        (dict(updown_mixer="full=3"), "--updown-mixer full=3: full has no size.*write full$"),
+        (dict(updown_mixer="luna=0"), "--updown-mixer luna=0: a size is .*, like luna=16"),
+        (dict(updown_mixer="topm="), "--updown-mixer topm=: a size is a whole number above 0"),
+        (dict(updown_mixer="topm=6.5"), "--updown-mixer topm=6.5: a size is a whole number"),
+        (dict(updown_mixer="luna=8x2"), "--updown-mixer luna=8x2: luna has no .*write luna=8$"),
+        (dict(updown_mixer="ssa=8x"), "--updown-mixer ssa=8x: an ensemble is .*, like ssa=8x4"),
+        (dict(updown_mixer="ssa=8x0"), "--updown-mixer ssa=8x0: an ensemble is .* above 0"),
+        (dict(updown_mixer="blockwise"), "--updown-mixer blockwise: .*--updown-slots 0"),
         (dict(updown_pool_rate=0.5), "--updown-pool-rate 0.5"),
         (dict(updown_memory_size=0), "--updown-memory-size 0"),
         (dict(updown_cross_slots=-2), "--updown-cross-slots -2"),

@@ -3,9 +3,10 @@
 import json
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Set, Tuple
 
 import cost
+import cost_limits
 import mixer_rows
 import mixer_runs
 import mixer_table
@@ -175,6 +176,28 @@ def test_a_mixer_that_is_refused_leaves_the_others_their_figures(
     assert "ValueError: --updown-mixer full: not at this length" in printed
 
 
+def test_blockwise_is_compared_by_way_of_its_slots(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    built: List[Any] = []
+
+    def alone(device: str, function: Any, arch: str, *more: Any) -> Dict[str, float]:
+        built.append(cost_limits.build(arch, *more).cfg)
+        raise ValueError("built")
+
+    monkeypatch.setattr(mixer_runs.fresh_process, "alone", alone)
+    args = ["--sections", "cost", "--lengths", "16", "--mixers", "blockwise", "luna=2", "updown"]
+    assert call(tmp_path, *args) == 0
+    mixers_and_slots = [(cfg.updown_mixer, cfg.updown_slots) for cfg in built[1:]]
+    assert mixers_and_slots == [("updown", 0), ("luna=2", 2), ("updown", 2)]
+    args = mixers.parse_args([*TINY, "--mixers", "blockwise"])
+    for section in ("summaries", "translation"):
+        options = mixer_runs.SECTIONS[section].rows(args)[0].task["options"]
+        slots = [options[i + 1] for i, option in enumerate(options) if option == "--updown-slots"]
+        assert slots[-1] == "0"  # the last one counts
+        assert "--updown-mixer" not in options
+
+
 def test_several_processes_fill_one_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     one, other = (Store(path, KIND) for _ in range(2))
@@ -191,31 +214,47 @@ def test_several_processes_fill_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mixer", "changed", "matters"),
     [
-        ("full", MIXER_FILES / "full.py", True),
-        ("full", MIXER_FILES / "base.py", True),
-        ("full", PLUGIN / "attention" / "functional.py", True),
-        ("full", MIXER_FILES / "updown.py", False),
-        ("full", MIXER_FILES / "__init__.py", False),
-        ("full", PLUGIN / "scoring" / "rouge.py", False),
-        ("blockwise", MIXER_FILES / "updown.py", True),
-        ("updown", MIXER_FILES / "blockwise.py", False),
+        ("full", "mixers/full.py", True),
+        ("full", "mixers/base.py", True),
+        ("full", "attention/functional.py", True),
+        ("full", "models/updown_transformer/layers.py", True),
+        ("full", "ops/dropout.py", True),
+        ("full", "decoding/beams.py", True),
+        ("full", "mass.py", True),
+        ("full", "pyramid.py", True),
+        ("full", "mixers/luna.py", False),
+        ("full", "mixers/__init__.py", False),
+        ("full", "scoring/rouge.py", False),
+        ("topm=5", "mixers/topm.py", True),
+        ("topm=5", "mixers/chosen_keys.py", True),
+        ("topm=5", "mixers/full.py", True),
+        ("topm=5", "mixers/luna.py", False),
+        ("blockwise", "attention/encoder.py", True),
+        ("blockwise", "mixers/luna.py", False),
     ],
 )
 def test_a_row_depends_on_its_mixer_and_what_is_shared(
-    mixer: str, changed: Path, matters: bool, monkeypatch: pytest.MonkeyPatch
+    mixer: str, changed: str, matters: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert changed.is_file()
+    path = PLUGIN / changed
+    assert path.is_file()
     monkeypatch.setattr(mixer_rows, "code", str)
-    before = mixer_rows.source(mixer, ("attention", "decoding", "models", "ops"))
-    monkeypatch.setattr(mixer_rows, "code", lambda path: f"{path}{path == changed}")
-    unchanged = mixer_rows.source(mixer, ("attention", "decoding", "models", "ops"))
-    assert before != unchanged
-    monkeypatch.setattr(
-        mixer_rows, "code", lambda path: "new" if path == changed else f"{path}False"
-    )
-    now = mixer_rows.source(mixer, ("attention", "decoding", "models", "ops"))
-    monkeypatch.setattr(mixer_rows, "code", lambda path: f"{path}False")
-    assert (now != mixer_rows.source(mixer, ("attention", "decoding", "models", "ops"))) == matters
+    before = mixer_rows.source(mixer, mixer_rows.MODEL)
+    monkeypatch.setattr(mixer_rows, "code", lambda p: "new" if p == path else str(p))
+    assert (before != mixer_rows.source(mixer, mixer_rows.MODEL)) == matters
+
+
+def test_all_that_the_model_imports_counts() -> None:
+    waiting = set((PLUGIN / "models").rglob("*.py"))
+    seen: Set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        if MIXER_FILES not in path.parents:
+            waiting |= mixer_rows.imported(path) - seen
+    assert MIXER_FILES / "__init__.py" in seen
+    parts = {path.relative_to(PLUGIN).parts[0] for path in seen if path.name != "__init__.py"}
+    assert parts == {*mixer_rows.MODEL, "mixers"}
 
 
 def test_adding_a_mixer_leaves_the_others_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,9 +359,9 @@ def test_trainings_run_once_and_are_scored(
 # --------------------------------------------------------------------------------------- mistakes
 
 MISTAKES: List[Tuple[List[str], str]] = [
-    (["--mixers", "nonesuch"], "--mixers nonesuch is not known; there are updown, full"),
-    (["--mixers", "full=8"], "full has no size of its own; give --mixers full"),
-    (["--mixers", "full=x"], "the size is a whole number above 0"),
+    (["--mixers", "nonesuch"], "--mixers nonesuch: choose blockwise, updown, full"),
+    (["--mixers", "full=8"], "--mixers full=8: full has no size of its own; write full"),
+    (["--mixers", "topm=x"], "--mixers topm=x: a size is a whole number above 0"),
     (["--seeds", "-1"], "--seeds -1 is negative"),
     (["--sections", "cost", "--picture", "x.png"], "give --sections cost and one other"),
     (["--picture", "x.jpg"], "--picture x.jpg ends with neither .png nor .svg"),

@@ -16,10 +16,10 @@ from ...attention.projections import IncrementalState
 from ...attention.slots import BlockCompressor, CompressedBlocks
 from ...decoding.beams import BeamHistory
 from ...mass import TokenMass
-from ...mixers import MIXERS
 from ...mixers.base import Mixer
 from ...ops.feed_forward import feed_forward
 from ...ops.step_linear import step_linear
+from .options import parse_mixer
 
 
 def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
@@ -42,7 +42,8 @@ class UpdownEncoderLayer(TransformerEncoderLayerBase):
         super().__init__(cfg, return_fc)
 
     def build_self_attention(self, embed_dim: int, cfg: Any) -> Mixer:
-        return MIXERS[str(cfg.updown_mixer)].from_config(embed_dim, cfg, self.layer)
+        mixer, size, ensemble = parse_mixer(cfg.updown_mixer)
+        return mixer.from_config(embed_dim, cfg, self.layer, size, ensemble)
 
     def forward(  # type: ignore[override]
         self,

@@ -23,7 +23,8 @@ from ...ops.dropout import QuickDropout
 from .architectures import MODEL_NAME, register_architectures, resolve
 from .decoder import UpdownTransformerDecoder
 from .encoder import UpdownTransformerEncoder
-from .options import UpdownTransformerConfig, validate
+from .migration import RETIRED, migrate
+from .options import UpdownTransformerConfig, UpdownTransformerFlags, validate
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class UpdownTransformerModel(TransformerModelBase):
     @classmethod
     def add_args(cls, parser: Any) -> None:
         """Adds all flags, without defaults: those come from the architecture."""
-        gen_parser_from_dataclass(parser, UpdownTransformerConfig(), delete_default=True)
+        gen_parser_from_dataclass(parser, UpdownTransformerFlags(), delete_default=True)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "UpdownTransformerModel":
@@ -56,7 +57,7 @@ class UpdownTransformerModel(TransformerModelBase):
             ValueError: an option is out of range or cannot work with compression.
         """
         given: Any = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else vars(cfg)
-        args = resolve(given)
+        args = resolve(migrate(given))
         task_cfg = getattr(task, "cfg", None)
         for name, default in (
             ("max_source_positions", DEFAULT_MAX_SOURCE_POSITIONS),
@@ -161,7 +162,8 @@ def _is_own(parameter: str) -> bool:
 
 def _write_back(cfg: Any, args: Namespace) -> None:
     """Makes the configuration that goes into the checkpoint explicit, so that it stays what it was
-    if a default changes. fairseq may have handed over a copy; then its parent has the original."""
+    if a default changes, and one of today. fairseq may have handed over a copy; then its parent has
+    the original."""
     if not isinstance(cfg, DictConfig):
         return
     parent = cfg._get_parent()
@@ -169,9 +171,12 @@ def _write_back(cfg: Any, args: Namespace) -> None:
     for node in (cfg, original):
         if isinstance(node, DictConfig):
             with open_dict(node):
-                for name in (f.name for f in fields(UpdownTransformerConfig)):
-                    if node.get(name) is None and getattr(args, name, None) is not None:
-                        node[name] = getattr(args, name)
+                for name in (f.name for f in fields(UpdownTransformerFlags)):
+                    value = getattr(args, name, None)
+                    if value is not None and node.get(name) != value:
+                        node[name] = value
+                for name in set(RETIRED) & set(node):
+                    node[name] = None
 
 
 register_architectures()

@@ -5,24 +5,26 @@ line, in yaml or through an architecture; only then the defaults below fill in. 
 named in a hydra file (`model: {_name: updown_transformer_arxiv}`) counts just as `--arch` does.
 """
 
+import re
 from argparse import Namespace
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from typing import Any, Dict, Iterator, List, NoReturn, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple, Type
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models.transformer import TransformerConfig
 
 from ...attention.pooling import POOLINGS
 from ...mixers import MIXERS
+from ...mixers.base import Mixer
+from .migration import RETIRED
 
 # name -> (type, default, help)
 UPDOWN_OPTIONS: Dict[str, Tuple[Any, Any, str]] = {
-    "updown_mixer": (ChoiceEnum(list(MIXERS)), "updown", "what the encoder's self-attention is"),
-    "updown_mixer_size": (int, 0, "the mixer's own size, see docs/mixers.md; 0: its default"),
-    "updown_mixer_ensemble": (
-        int,
-        0,
-        "ssa: random subsets of keys to average over at inference; 0: all keys at once",
+    "updown_mixer": (
+        str,
+        "updown",
+        f"the encoder's self-attention: {', '.join(MIXERS)}; with a size of its own as luna=64, "
+        "ssa also with an ensemble as ssa=256x4, see docs/mixers.md",
     ),
     "updown_block_size": (int, 512, "encoder block: tokens that attend to each other directly"),
     "updown_slots": (int, 32, "slots per encoder block, seen by all other blocks; 0: blocks only"),
@@ -81,8 +83,8 @@ DEFAULTS: Dict[str, Any] = {
     and name not in ("max_source_positions", "max_target_positions")
 }
 
-UpdownTransformerConfig = make_dataclass(
-    "UpdownTransformerConfig",
+UpdownTransformerFlags = make_dataclass(
+    "UpdownTransformerFlags",
     [
         (
             name,
@@ -95,6 +97,62 @@ UpdownTransformerConfig = make_dataclass(
     bases=(FairseqDataclass,),
     namespace={"__doc__": __doc__, "__module__": __name__},
 )
+
+# What a checkpoint or a yaml file may hold.
+UpdownTransformerConfig = make_dataclass(
+    "UpdownTransformerConfig",
+    [(name, Optional[value_type], None) for name, value_type in RETIRED.items()],
+    bases=(UpdownTransformerFlags,),
+    namespace={"__doc__": __doc__, "__module__": __name__},
+)
+
+
+class MixerChoice(NamedTuple):
+    """What `--updown-mixer` says.
+
+    Attributes:
+        mixer: the class.
+        size: its own size; 0 if it has none.
+        ensemble: see :class:`~...mixers.ssa.StochasticAttention`; 0: none.
+    """
+
+    mixer: Type[Mixer]
+    size: int
+    ensemble: int
+
+
+def parse_mixer(text: str) -> MixerChoice:
+    """Parses `--updown-mixer`: NAME, NAME=SIZE or NAME=SIZExENSEMBLE.
+
+    Raises:
+        ValueError: no such mixer, or it has no such number.
+    """
+    flag = f"--updown-mixer {text}"
+    name, equals, numbers = text.partition("=")
+    if name == "blockwise":
+        _refuse(f"{flag}: blocks that see only themselves are --updown-slots 0")
+    if name not in MIXERS:
+        _refuse(f"{flag}: choose {', '.join(MIXERS)}")
+    mixer = MIXERS[name]
+    if not equals:
+        return MixerChoice(mixer, mixer.default_size, 0)
+    if not mixer.default_size:
+        _refuse(f"{flag}: {name} has no size of its own; write {name}")
+    size, times, ensemble = numbers.partition("x")
+    if not _is_positive(size):
+        _refuse(f"{flag}: a size is a whole number above 0, like {name}={mixer.default_size}")
+    if times and not mixer.has_ensemble:
+        _refuse(f"{flag}: {name} has no ensemble; write {name}={size}")
+    if times and not _is_positive(ensemble):
+        _refuse(
+            f"{flag}: an ensemble is a whole number above 0, like {name}={size}x4; without one, "
+            f"{name}={size}, all keys are seen at inference"
+        )
+    return MixerChoice(mixer, int(size), int(ensemble or 0))
+
+
+def _is_positive(text: str) -> bool:
+    return re.fullmatch("[1-9][0-9]{0,8}", text) is not None
 
 
 def parse_pool_layers(text: str, num_layers: int) -> List[int]:
@@ -141,22 +199,9 @@ def validate(args: Namespace) -> None:
         _require(args, slots, fits, f"{remedy} = {getattr(args, block)}")
     _require(args, "updown_pool_rate", args.updown_pool_rate >= 1, "it must be at least 1")
     _require(args, "updown_pooling_base", args.updown_pooling_base > 1, "it must be above 1")
-    for name, registry in (("updown_pooling", POOLINGS), ("updown_mixer", MIXERS)):
-        choices = ", ".join(registry)
-        _require(args, name, str(getattr(args, name)) in registry, f"choose {choices}")
-    mixer = MIXERS[str(args.updown_mixer)]
-    if mixer.default_size:
-        remedy = f"it must be at least 1, or 0 for {mixer.default_size}"
-        _require(args, "updown_mixer_size", args.updown_mixer_size >= 0, remedy)
-    else:
-        remedy = f"--updown-mixer {args.updown_mixer} has no size of its own; leave it at 0"
-        _require(args, "updown_mixer_size", args.updown_mixer_size == 0, remedy)
-    if mixer.has_ensemble:
-        remedy = "it must be 0 (all keys) or more"
-        _require(args, "updown_mixer_ensemble", args.updown_mixer_ensemble >= 0, remedy)
-    else:
-        remedy = f"--updown-mixer {args.updown_mixer} has no ensemble; leave it at 0"
-        _require(args, "updown_mixer_ensemble", args.updown_mixer_ensemble == 0, remedy)
+    known = str(args.updown_pooling) in POOLINGS
+    _require(args, "updown_pooling", known, f"choose {', '.join(POOLINGS)}")
+    parse_mixer(args.updown_mixer)
     parse_pool_layers(args.updown_pool_layers, args.encoder_layers)
     for name in ("cross_self_attention", "base_layers"):
         remedy = "it does not work with compressed attention; leave it out"

@@ -34,9 +34,9 @@ class CountBias(nn.Module):
         super().__init__()
         self.score_slope = nn.Parameter(torch.zeros(num_heads))
 
-    def forward(self, counts: Tensor, scores: Tensor) -> Tensor:
-        """counts, scores: `(bsz, length)` -> `(bsz, num_heads, length)`; c = 0 hides the key."""
+    def forward(self, mass: TokenMass) -> Tensor:
+        """`(bsz, num_heads, length)`; c = 0 hides the key."""
         slope = full_precision(self.score_slope).unsqueeze(-1)
-        log_counts = counts.clamp(min=1.0).log().unsqueeze(1)
-        bias = log_counts * (1 + slope * scores.tanh().unsqueeze(1))
-        return bias.masked_fill(counts.eq(0).unsqueeze(1), MASKED_LOGIT)
+        log_counts = mass.counts.clamp(min=1.0).log().unsqueeze(1)
+        bias = log_counts * (1 + slope * mass.scores.tanh().unsqueeze(1))
+        return bias.masked_fill(mass.counts.eq(0).unsqueeze(1), MASKED_LOGIT)

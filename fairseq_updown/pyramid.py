@@ -39,7 +39,7 @@ class SequencePooling(nn.Module):
         embed_dim: size of the tokens.
         rate: length divisor, >= 1; infinity pools to `min_length`.
         min_length: never pool below this.
-        pooling, pooling_base: see :class:`BlockCompressor`.
+        pooling, pooling_base: see :class:`BlockPooling`.
     """
 
     def __init__(

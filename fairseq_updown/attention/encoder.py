@@ -1,52 +1,112 @@
 """Encoder self-attention: the own block raw, every other block through its slots."""
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from ..mass import TokenMass
-from ..mixers.base import AttentionMixer, Settings, State
-from ..ops.block_attention import BlockKeys, attend_beside_slots
-from .functional import attend, merge_heads, real_lengths, split_heads, to_blocks
-from .slots import BlockCompressor, CompressedBlocks
+from .functional import MASKED_LOGIT, attend, merge_heads, real_lengths, split_heads, to_blocks
+from .projections import UpdownAttention
+from .slots import PooledBlocks
 
 
-class EncoderSelfAttention(AttentionMixer):
+class BlockKeys(NamedTuple):
+    """What the queries of one block see of it, and what all other blocks see of it.
+
+    Shape letters as in `functional.py`; r slots per block, G = num_blocks * r slots in all.
+
+    Attributes:
+        key, value: `(B, num_blocks, b, d)`, of the block's tokens.
+        bias: `(B, num_blocks, H or 1, b)`, see :func:`attend`; None where all tokens are real.
+        slot_key, slot_value: `(B, G, d)`, block by block.
+        slot_bias: `(B, H, G)`.
+    """
+
+    key: Tensor
+    value: Tensor
+    bias: Optional[Tensor]
+    slot_key: Tensor
+    slot_value: Tensor
+    slot_bias: Tensor
+
+
+def attend_side_by_side(
+    query: Tensor, keys: BlockKeys, num_heads: int, dropout: float = 0.0
+) -> Tensor:
+    """One softmax per query over the keys of its block and the slots of all others, which are
+    repeated beside the keys of every block.
+
+    Args:
+        query: `(B, num_blocks, b, d)`, scaled already.
+        dropout: probability with which an attention weight is dropped.
+
+    Returns:
+        `(B, num_blocks, b, d)`.
+    """
+    bsz, num_blocks, block_size, _ = query.shape
+    per_block = (bsz, num_blocks, -1, -1)
+    own = own_slots(num_blocks, keys.slot_key.size(1), query.device)
+    slot_bias = keys.slot_bias.unsqueeze(1).expand(per_block)
+    slot_bias = slot_bias.masked_fill(own.unsqueeze(1), MASKED_LOGIT)
+    bias = keys.bias
+    if bias is None:
+        bias = slot_bias.new_zeros(bsz, num_blocks, 1, block_size)
+    key = torch.cat([keys.key, keys.slot_key.unsqueeze(1).expand(per_block)], dim=2)
+    value = torch.cat([keys.value, keys.slot_value.unsqueeze(1).expand(per_block)], dim=2)
+    bias = torch.cat([bias.expand(-1, -1, num_heads, -1), slot_bias], dim=3)
+    heads = (split_heads(t.flatten(0, 1), num_heads) for t in (query, key, value))
+    out = attend(*heads, key_bias=bias.flatten(0, 1), dropout=dropout)
+    return out.transpose(1, 2).reshape(query.shape)
+
+
+def own_slots(num_blocks: int, num_slots: int, device: torch.device) -> Tensor:
+    """`(num_blocks, G)` bool, True where a slot is of the block."""
+    block = torch.arange(num_blocks, device=device)
+    return block.unsqueeze(1) == block.repeat_interleave(num_slots // num_blocks)
+
+
+class SlotAttention(UpdownAttention):
     """One softmax per query over [the keys of its block] and [the slots of all other blocks].
 
     A sequence that fits its block is attended to by plain softmax attention.
 
     Args:
-        settings: `block_size` is b, tokens per block, counted from the first real token.
-        kwargs: see :class:`~..attention.UpdownAttention`. Without a `compressor` a block sees only
-            itself.
+        block_size: b, tokens per block, counted from the first real token.
+        kwargs: see :class:`UpdownAttention`. Without a `compressor` a block sees only itself.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, settings: Settings, **kwargs: Any):
-        super().__init__(embed_dim, num_heads, settings, **kwargs)
-        self.block_size = settings.block_size
+    def __init__(self, embed_dim: int, num_heads: int, *, block_size: int, **kwargs: Any):
+        super().__init__(embed_dim, num_heads, self_attention=True, **kwargs)
+        self.block_size = block_size
+        # `ops/block_attention.py` has a faster one.
+        self.attend_to_blocks: Callable[..., Tensor] = attend_side_by_side
 
-    @classmethod
-    def own_arguments(cls, embed_dim: int, cfg: Any) -> Dict[str, Any]:
-        return {"compressor": BlockCompressor.from_config(embed_dim, cfg, cfg.updown_slots)}
-
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: Tensor,
         padding_mask: Optional[Tensor],
         mass: Optional[TokenMass],
-        state: State,
-    ) -> Tuple[Tensor, State]:
-        """The state has the fields of a :class:`CompressedBlocks`, and none where nothing was
-        compressed; without it this is an anchor layer."""
+        state: Optional[PooledBlocks],
+    ) -> Tuple[Tensor, Optional[PooledBlocks]]:
+        """
+        Args:
+            x: `(bsz, length, embed_dim)`, real tokens first.
+            padding_mask: `(bsz, length)` bool, True at pads; None if there are none.
+            mass: what the tokens stand for, None if they were never pooled.
+            state: the pooled blocks of the layer before; None makes this an anchor layer.
+
+        Returns:
+            `(bsz, length, embed_dim)`, whatever at pads, and the refreshed state; None where
+            nothing was compressed.
+        """
         query, key, value = self.q_proj(x) * self.scaling, self.k_proj(x), self.v_proj(x)
         bias = self.key_bias(mass, padding_mask)
         dropout = self.attention_dropout
         if x.size(1) <= self.block_size:
             heads = (split_heads(t, self.num_heads) for t in (query, key, value))
             out = attend(*heads, key_bias=bias, dropout=dropout)
-            return self.project_out(merge_heads(out)), ()
+            return self.project_out(merge_heads(out)), None
         blocks, query, key, value = (to_blocks(t, self.block_size) for t in (x, query, key, value))
         bias = self.bias_blocks(bias, x, self.block_size)
         if self.compressor is None:
@@ -54,10 +114,9 @@ class EncoderSelfAttention(AttentionMixer):
             bias = bias.flatten(0, 1) if bias is not None else None
             out = merge_heads(attend(*heads, key_bias=bias, dropout=dropout)).view(query.shape)
         else:
-            before = CompressedBlocks(*state) if state else None
-            state = compressed = self.compress(blocks, real_lengths(x, padding_mask), mass, before)
-            keys = BlockKeys(key, value, bias, *self.project_slots(compressed))
-            out = attend_beside_slots(query, keys, self.num_heads, dropout)
+            state = self.compress(blocks, real_lengths(x, padding_mask), mass, state)
+            keys = BlockKeys(key, value, bias, *self.project_slots(state))
+            out = self.attend_to_blocks(query, keys, self.num_heads, dropout)
         return self.project_out(out.flatten(1, 2)[:, : x.size(1)]), state
 
     def compress(
@@ -65,8 +124,8 @@ class EncoderSelfAttention(AttentionMixer):
         blocks: Tensor,
         lengths: Tensor,
         mass: Optional[TokenMass],
-        state: Optional[CompressedBlocks],
-    ) -> CompressedBlocks:
+        state: Optional[PooledBlocks],
+    ) -> PooledBlocks:
         """Up: blocks are `(bsz, num_blocks, block_size, embed_dim)`, lengths `(bsz or 1,)`."""
         assert self.compressor is not None
         bsz, num_blocks, block_size, _ = blocks.shape

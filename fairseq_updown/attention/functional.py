@@ -20,6 +20,20 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def weight_and_bias(linear: Any) -> Tuple[Tensor, Optional[Tensor]]:
+    """The weight and bias of a linear layer, at least in float32, also where
+    `torch.ao.quantization.quantize_dynamic` has made them methods.
+
+    Quantization noise, pruning and other hooks change the weight when the layer is called: call it
+    first.
+    """
+    weight = linear.weight() if callable(linear.weight) else linear.weight
+    bias = linear.bias() if callable(linear.bias) else linear.bias
+    if weight.is_quantized:
+        weight = weight.dequantize()
+    return full_precision(weight), None if bias is None else full_precision(bias)
+
+
 def left_align_order(padding_mask: Tensor) -> Tensor:
     """The permutation that brings each row's real tokens to its front, in order.
 
@@ -80,9 +94,10 @@ def attend(
 ) -> Tensor:
     """softmax(Q K^T + key_bias) V through `scaled_dot_product_attention`.
 
-    A bias that is being learned rides in extra channels of the keys (against ones in the
-    queries), because the fused kernels give no gradient to an additive mask. It is split into a
-    leading and a remaining part, so that bf16 and fp16 keep twice their digits of it.
+    A bias that is being learned, or that meets a mask, rides in extra channels of the keys (against
+    ones in the queries): the fused kernels give no gradient to an additive mask, and one that held
+    both would be as large as all the logits. It is split into a leading and a remaining part, so
+    that bf16 and fp16 keep twice their digits of it.
 
     Args:
         query: `(*, H, L, head_dim)`, scaled already. key, value: `(*, H, S, head_dim)`.
@@ -95,13 +110,10 @@ def attend(
         `(*, H, L, head_dim)`.
     """
     head_dim = query.size(-1)
-    if key_bias is not None and key_bias.requires_grad:
+    if key_bias is not None and (key_bias.requires_grad or mask is not None):
         query, key, value = bias_in_channels(query, key, value, key_bias)
     elif key_bias is not None:
-        additive = key_bias.unsqueeze(-2)
-        if mask is not None:
-            additive = additive.masked_fill(~mask, MASKED_LOGIT)
-        mask = additive.to(query.dtype)
+        mask = key_bias.unsqueeze(-2).to(query.dtype)
     out = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, dropout_p=dropout, scale=1.0
     )

@@ -1,6 +1,6 @@
 """What the three attention sites share: projections, key biases, and the mean logit of a key."""
 
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +8,15 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
 from ..mass import CountBias, TokenMass
-from ..ops.step_linear import Linear
-from .functional import MASKED_LOGIT, full_precision, keep_in_graph, length_mask
-from .slots import BlockCompressor, CompressedBlocks
-
-IncrementalState = Dict[str, Dict[str, Optional[Tensor]]]
+from .functional import (
+    MASKED_LOGIT,
+    full_precision,
+    keep_in_graph,
+    length_mask,
+    pad_to_multiple,
+    weight_and_bias,
+)
+from .slots import BlockPooling, PooledBlocks
 
 
 class UpdownAttention(MultiheadAttention):
@@ -24,31 +28,17 @@ class UpdownAttention(MultiheadAttention):
         kwargs: passed on to :class:`fairseq.modules.MultiheadAttention`.
     """
 
-    cache_name: str  # of this site's part of the incremental state
-
     def __init__(
         self,
         embed_dim: int,
         num_heads: int,
         *,
-        compressor: Optional[BlockCompressor] = None,
+        compressor: Optional[BlockPooling] = None,
         **kwargs: Any,
     ):
         super().__init__(embed_dim, num_heads, **kwargs)
         self.compressor = compressor
         self.count_bias = CountBias(num_heads)
-
-    def reorder_incremental_state(  # type: ignore[override]
-        self, incremental_state: Optional[IncrementalState], new_order: Tensor
-    ) -> None:
-        """Does nothing: the decoder follows a reordering for all its layers at once."""
-
-    def select_sentences(self, incremental_state: IncrementalState, kept: Tensor) -> None:
-        """Keeps of the cache the sentences `kept`, `(new_sentences,)` long."""
-        cache = self.get_incremental_state(incremental_state, self.cache_name)
-        if cache is not None:
-            cache = {name: select_rows(tensor, kept) for name, tensor in cache.items()}
-            self.set_incremental_state(incremental_state, self.cache_name, cache)
 
     @property
     def attention_dropout(self) -> float:
@@ -67,12 +57,24 @@ class UpdownAttention(MultiheadAttention):
     ) -> Optional[Tensor]:
         """`(bsz, num_heads or 1, length)`: the keys' count bias, or just their padding, or None."""
         if mass is not None:
-            return self.count_bias(mass.counts, mass.scores)
+            return self.count_bias(mass)
         if padding_mask is not None:
             dtype = full_precision(self.count_bias.score_slope).dtype
             zeros = torch.zeros_like(padding_mask, dtype=dtype)
             return zeros.masked_fill(padding_mask, MASKED_LOGIT).unsqueeze(1)
         return None
+
+    def bias_blocks(self, bias: Optional[Tensor], x: Tensor, block_size: int) -> Optional[Tensor]:
+        """The bias of the keys x, `(bsz, num_heads or 1, length)` or None, block by block,
+        `(bsz, num_blocks, num_heads or 1, block_size)`, filling hidden; None if there is nothing to
+        hide and nothing to weigh."""
+        if bias is None:
+            if x.size(1) % block_size == 0:
+                return None
+            dtype = full_precision(self.count_bias.score_slope).dtype
+            bias = torch.zeros(x.size(0), 1, x.size(1), dtype=dtype, device=x.device)
+        bias = pad_to_multiple(bias, block_size, dim=2, value=MASKED_LOGIT)
+        return bias.unflatten(2, (-1, block_size)).transpose(1, 2)
 
     def mean_logit(self, blocks: Tensor, lengths: Tensor) -> Tuple[Tensor, Tensor]:
         """The mean over a block's queries and heads of their logit with a key, as a linear function
@@ -92,30 +94,18 @@ class UpdownAttention(MultiheadAttention):
             x = full_precision(blocks)
             share = is_real.to(x.dtype) / lengths.clamp(min=1).unsqueeze(-1)
             mean = (share.unsqueeze(2) @ x).squeeze(2)
-            query_weight, query_bias, key_weight, key_bias = (
-                full_precision(t)
-                for proj in (self.q_proj, self.k_proj)
-                for t in (proj.weight, proj.bias)
-            )
-            query = F.linear(mean, query_weight, query_bias) * (self.scaling / self.num_heads)
+            query = F.linear(mean, *weight_and_bias(self.q_proj))
+            query = query * (self.scaling / self.num_heads)
+            key_weight, key_bias = weight_and_bias(self.k_proj)
             return query @ key_weight, query @ key_bias
 
-    def project_slots(self, state: CompressedBlocks) -> Tuple[Tensor, Tensor, Tensor]:
+    def project_slots(self, state: PooledBlocks) -> Tuple[Tensor, Tensor, Tensor]:
         """The slots' keys and values `(bsz, slots, embed_dim)` and bias `(bsz, num_heads, slots)`,
         block by block."""
         slots = state.slots.flatten(1, 2)
-        bias = self.count_bias(state.counts.flatten(1, 2), state.scores.flatten(1, 2))
-        return self.k_proj(slots), self.v_proj(slots), bias
+        mass = TokenMass(state.counts.flatten(1, 2), state.scores.flatten(1, 2))
+        return self.k_proj(slots), self.v_proj(slots), self.count_bias(mass)
 
-    def project_out(self, x: Tensor, linear: Linear = nn.Module.__call__) -> Tensor:
+    def project_out(self, x: Tensor) -> Tensor:
         """The output projection of the heads side by side, `(bsz, length, embed_dim)`."""
-        return keep_in_graph(linear(self.out_proj, x), self.updown_parameters())
-
-
-def select_rows(
-    tensor: Optional[Tensor], order: Optional[Tensor], dim: int = 0
-) -> Optional[Tensor]:
-    """`index_select` that lets None through on either side."""
-    if tensor is None or order is None:
-        return tensor
-    return tensor.index_select(dim, order)
+        return keep_in_graph(self.out_proj(x), self.updown_parameters())

@@ -1,6 +1,6 @@
 """Up: compressing blocks of tokens into weighted slots that are carried from layer to layer."""
 
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from .functional import MASKED_LOGIT, full_precision, length_mask
 from .pooling import POOLINGS, straight_through, sum_by_slot
 
 
-class CompressedBlocks(NamedTuple):
+class PooledBlocks(NamedTuple):
     """The compressed attention information that one layer hands to the next.
 
     `block_size` tokens of a block share its `num_slots` slots; a slot means the same tokens in
@@ -32,7 +32,7 @@ class CompressedBlocks(NamedTuple):
     counts: Tensor
 
 
-class BlockCompressor(nn.Module):
+class BlockPooling(nn.Module):
     """Compresses each block into `num_slots` slots (Up), anew or from the layer before.
 
     With x the layer's attention input, r_i = mean over the block's queries and heads of the scaled
@@ -74,20 +74,6 @@ class BlockCompressor(nn.Module):
         self.gate_weight = nn.Parameter(torch.zeros(2, embed_dim)) if gate else None
         self.gate_bias = nn.Parameter(torch.full((embed_dim,), 2.0)) if gate else None
 
-    @classmethod
-    def from_config(cls, embed_dim: int, cfg: Any, num_slots: int) -> Optional["BlockCompressor"]:
-        """What the `updown_*` options ask for; None if `num_slots` is 0."""
-        if num_slots == 0:
-            return None
-        return cls(
-            embed_dim,
-            num_slots=num_slots,
-            pooling=str(cfg.updown_pooling),
-            pooling_base=cfg.updown_pooling_base,
-            gate=not cfg.updown_no_gate,
-            reweight=not cfg.updown_no_reweight,
-        )
-
     def forward(
         self,
         x: Tensor,
@@ -95,8 +81,8 @@ class BlockCompressor(nn.Module):
         offset: Tensor,
         lengths: Tensor,
         counts: Optional[Tensor],
-        state: Optional[CompressedBlocks],
-    ) -> CompressedBlocks:
+        state: Optional[PooledBlocks],
+    ) -> PooledBlocks:
         """
         Args:
             x: `(bsz, num_blocks, block_size, embed_dim)`.
@@ -123,12 +109,12 @@ class BlockCompressor(nn.Module):
         return pooled._replace(log_weights=log_weights, slots=slots)
 
     def score(self, x: Tensor, direction: Tensor, offset: Tensor) -> Tensor:
-        """r of :class:`BlockCompressor`, `(bsz, num_blocks, block_size)`, at least float32."""
+        """r of :class:`BlockPooling`, `(bsz, num_blocks, block_size)`, at least float32."""
         with torch.autocast(x.device.type, enabled=False):
             towards = (direction + full_precision(self.scorer)).unsqueeze(-1)
             return (full_precision(x) @ towards).squeeze(-1) + offset.unsqueeze(-1)
 
-    def assign(self, logits: Tensor, lengths: Tensor, counts: Optional[Tensor]) -> CompressedBlocks:
+    def assign(self, logits: Tensor, lengths: Tensor, counts: Optional[Tensor]) -> PooledBlocks:
         """The anchor's part: which token goes to which slot (the slots' states are not yet set)."""
         blocks, block_size = logits.shape[:2], logits.size(2)
         row_lengths = lengths.flatten()
@@ -144,7 +130,7 @@ class BlockCompressor(nn.Module):
         else:
             row_counts = counts.flatten(0, 1)
         slot_counts = sum_by_slot(row_counts, pooled.assignment, self.num_slots)
-        return CompressedBlocks(
+        return PooledBlocks(
             assignment=pooled.assignment.unflatten(0, blocks),
             leader=pooled.leader.unflatten(0, blocks),
             log_weights=pooled.log_weights.unflatten(0, blocks),

@@ -13,9 +13,6 @@ from torch import Tensor
 
 from ..attention.functional import MASKED_LOGIT
 
-# Positions that a new cache has room for.
-_INITIAL_CAPACITY = 16
-
 
 class BeamHistory(NamedTuple):
     """The cached positions of all hypotheses: the visible slots, then the raw tokens in reach.
@@ -164,22 +161,3 @@ def regroup_rows(row_sentence: Tensor, new_order: Tensor) -> Regrouping:
     # Sentences are numbered in order, so the last one kept tells whether any was dropped.
     unchanged = kept.numel() == int(row_sentence[-1]) + 1 and bool(kept.equal(rows))
     return Regrouping(None if unchanged else kept, row_sentence_after)
-
-
-def write(buffer: Optional[Tensor], position: int, new: Tensor, dim: int = 1) -> Tensor:
-    """Writes `new` `(sentences, beams, *)` at `position` of `buffer`, in place while it has room.
-
-    Args:
-        dim: that of the positions, before the beams.
-
-    Returns:
-        `(sentences, capacity > position, beams, *)`.
-    """
-    if buffer is None or position >= buffer.size(dim):
-        capacity = max(_INITIAL_CAPACITY, 2 * position)
-        grown = new.new_empty(*new.shape[:dim], capacity, *new.shape[dim:])
-        if buffer is not None:
-            grown.narrow(dim, 0, position).copy_(buffer.narrow(dim, 0, position))
-        buffer = grown
-    buffer.select(dim, position).copy_(new)
-    return buffer

@@ -1,9 +1,8 @@
-"""Encoder mixers: one file each, and its line here."""
+"""What our encoder attention is compared with: one file each, and its line here."""
 
-from typing import Dict, Type
+from typing import Any, Dict
 
-from ..attention.encoder import EncoderSelfAttention
-from .base import Mixer
+from ..attention.encoder import SlotAttention
 from .csp import ChannelwiseSamplePermutation
 from .flow import FlowAttention
 from .full import FullAttention
@@ -17,9 +16,9 @@ from .transnormer import TransnormerAttention
 from .updown_v1 import ExchangeAttention
 from .updown_v2 import CachedTopkAttention
 
-# Names of `--updown-mixer`.
-MIXERS: Dict[str, Type[Mixer]] = {
-    "updown": EncoderSelfAttention,
+# Names of `--updown-mixer`; `updown` is ours.
+MIXERS: Dict[str, Any] = {
+    "updown": SlotAttention,
     "full": FullAttention,
     "csp": ChannelwiseSamplePermutation,
     "igloo": Igloo,

@@ -1,24 +1,20 @@
 """What every encoder mixer has in common."""
 
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
-import torch
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from ..attention.functional import (
-    MASKED_LOGIT,
     attend,
-    full_precision,
     merge_heads,
-    pad_to_multiple,
     split_heads,
 )
 from ..attention.projections import UpdownAttention
 from ..mass import TokenMass
 
-# What a layer hands to the next one of its stage; empty in an anchor layer.
-State = Tuple[Tensor, ...]
+# What a layer hands to the next one of its stage; None in an anchor layer. Each mixer says what.
+State = Optional[Tuple[Tensor, ...]]
 
 
 class Settings(NamedTuple):
@@ -51,31 +47,6 @@ class Mixer(nn.Module):
     # Whether it samples what an ensemble averages over.
     has_ensemble = False
 
-    @classmethod
-    def from_config(cls, embed_dim: int, cfg: Any, layer: int, size: int, ensemble: int) -> "Mixer":
-        """The mixer of one encoder layer, from the model's configuration."""
-        settings = Settings(
-            block_size=cfg.updown_block_size,
-            size=size,
-            layer=layer,
-            num_layers=cfg.encoder.layers,
-            ensemble=ensemble,
-        )
-        return cls(  # type: ignore[call-arg]
-            embed_dim,
-            cfg.encoder.attention_heads,
-            settings,
-            dropout=cfg.attention_dropout,
-            q_noise=cfg.quant_noise.pq,
-            qn_block_size=cfg.quant_noise.pq_block_size,
-            **cls.own_arguments(embed_dim, cfg),
-        )
-
-    @classmethod
-    def own_arguments(cls, embed_dim: int, cfg: Any) -> Dict[str, Any]:
-        """What this mixer's constructor takes that others do not."""
-        return {}
-
     def forward(
         self,
         x: Tensor,
@@ -88,7 +59,7 @@ class Mixer(nn.Module):
             x: `(bsz, length, embed_dim)`, real tokens first.
             padding_mask: `(bsz, length)` bool, True at pads; None if there are none.
             mass: what the tokens stand for, None if they were never pooled.
-            state: what the layer before returned; empty in the first layer of a stage.
+            state: what the layer before returned; None in the first layer of a stage.
 
         Returns:
             `(bsz, length, embed_dim)`, whatever at pads, and the state for the next layer.
@@ -118,18 +89,6 @@ class AttentionMixer(Mixer, UpdownAttention):
         bias `(bsz, num_heads or 1, length)` or None."""
         heads = self.project_heads(x)
         return merge_heads(attend(*heads, key_bias=bias, dropout=self.attention_dropout))
-
-    def bias_blocks(self, bias: Optional[Tensor], x: Tensor, block_size: int) -> Optional[Tensor]:
-        """The bias of the keys x, `(bsz, num_heads or 1, length)` or None, block by block,
-        `(bsz, num_blocks, num_heads or 1, block_size)`, filling hidden; None if there is nothing to
-        hide and nothing to weigh."""
-        if bias is None:
-            if x.size(1) % block_size == 0:
-                return None
-            dtype = full_precision(self.count_bias.score_slope).dtype
-            bias = torch.zeros(x.size(0), 1, x.size(1), dtype=dtype, device=x.device)
-        bias = pad_to_multiple(bias, block_size, dim=2, value=MASKED_LOGIT)
-        return bias.unflatten(2, (-1, block_size)).transpose(1, 2)
 
 
 def projection(

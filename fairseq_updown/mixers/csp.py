@@ -51,7 +51,7 @@ class ChannelwiseSamplePermutation(Mixer):
         state: State,
     ) -> Tuple[Tensor, State]:
         lengths = real_lengths(x, padding_mask)
-        return self.out_proj(self.permute(self.v_proj(x), lengths)), ()
+        return self.out_proj(self.permute(self.v_proj(x), lengths)), None
 
     def permute(self, value: Tensor, lengths: Tensor) -> Tensor:
         """Y, zero at pads.

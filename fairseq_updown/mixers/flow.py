@@ -46,7 +46,7 @@ class FlowAttention(AttentionMixer):
             log_counts = query.new_zeros(1, 1, x.size(1))
         with torch.autocast(x.device.type, enabled=False):
             out = flow_attention(query, key, value, log_counts)
-        return self.project_out(merge_heads(out).to(x.dtype)), ()
+        return self.project_out(merge_heads(out).to(x.dtype)), None
 
 
 def flow_attention(query: Tensor, key: Tensor, value: Tensor, log_counts: Tensor) -> Tensor:

@@ -47,4 +47,4 @@ class HierarchicalAttention(AttentionMixer):
         among = self.attend_to_all(vectors, self.key_bias(None, is_empty))
 
         out = (within + among.unsqueeze(2)).flatten(1, 2)[:, :length]
-        return self.project_out(out), ()
+        return self.project_out(out), None

@@ -83,7 +83,7 @@ class Igloo(Mixer):
             mode="sum",
             per_sample_weights=weights.flatten(0, 1),
         )
-        return self.out_proj(out.view_as(value)), ()
+        return self.out_proj(out.view_as(value)), None
 
     def places(self, length: int, lengths: Tensor) -> Tensor:
         """Where each of `length` tokens looks: the slices, patch by patch, then the values.

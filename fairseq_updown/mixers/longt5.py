@@ -75,7 +75,7 @@ class TransientGlobalAttention(AttentionMixer):
         extended = bias_in_channels(query, key, value, bias)
         out = attend(*extended, mask=mask, dropout=self.attention_dropout)
         out = merge_heads(out[..., : self.head_dim]).reshape(bsz, -1, x.size(2))
-        return self.project_out(out[:, :length]), ()
+        return self.project_out(out[:, :length]), None
 
     def global_tokens(self, x: Tensor, padding_mask: Tensor, mass: Optional[TokenMass]) -> Tensor:
         """`(bsz, num_globals, embed_dim)`, see the class; of a block of pads 0."""

@@ -1,20 +1,20 @@
 """TransNormer: blocks in the lower layers, normalized linear attention in the upper ones."""
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.encoder import EncoderSelfAttention
+from ..attention.encoder import SlotAttention
 from ..attention.functional import full_precision, merge_heads, split_heads
 from ..mass import TokenMass
-from .base import State
+from .base import Mixer, Settings, State
 
 _EPS = 1e-6  # of the norm
 
 
-class TransnormerAttention(EncoderSelfAttention):
+class TransnormerAttention(SlotAttention, Mixer):  # type: ignore[misc]
     """DiagAttention in the first half of the layers, NormAttention in the others.
 
     "The Devil in Linear Transformer", arXiv:2210.10340, section 4, variant T2: DiagAttention is
@@ -26,11 +26,11 @@ class TransnormerAttention(EncoderSelfAttention):
     has no weights to drop: dropout of attention is for the blocks.
     """
 
-    @classmethod
-    def own_arguments(cls, embed_dim: int, cfg: Any) -> Dict[str, Any]:
-        return {}  # no slots
+    def __init__(self, embed_dim: int, num_heads: int, settings: Settings, **kwargs: Any):
+        super().__init__(embed_dim, num_heads, block_size=settings.block_size, **kwargs)
+        self.settings = settings
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: Tensor,
         padding_mask: Optional[Tensor],
@@ -38,7 +38,7 @@ class TransnormerAttention(EncoderSelfAttention):
         state: State,
     ) -> Tuple[Tensor, State]:
         if self.settings.layer < self.settings.num_layers // 2:
-            return super().forward(x, padding_mask, mass, state)
+            return super().forward(x, padding_mask, mass, None)
         query, key, value = (
             split_heads(full_precision(proj(x)), self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -50,4 +50,4 @@ class TransnormerAttention(EncoderSelfAttention):
         with torch.autocast(x.device.type, enabled=False):
             out = merge_heads(query @ (key.transpose(-1, -2) @ value))
             out = out * (out.square().mean(dim=-1, keepdim=True) + _EPS).rsqrt()
-        return self.project_out(out.to(x.dtype)), ()
+        return self.project_out(out.to(x.dtype)), None

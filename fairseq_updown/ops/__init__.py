@@ -1,1 +1,5 @@
-"""Operators in a fast form; each has a plain form that gives the same."""
+"""Operators in a fast form beside the plain one, which gives the same."""
+
+from .accelerate import accelerate
+
+__all__ = ["accelerate"]

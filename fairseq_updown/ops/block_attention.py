@@ -1,8 +1,10 @@
-"""Attention of every query to [the keys of its own block] and [the slots of all other blocks].
+"""Attention to the own block and to everybody's slots, which are not repeated for every block.
 
-Shape letters as in `attention/functional.py`; r slots per block, G = num_blocks * r slots in all.
+The plain form is :func:`~fairseq_updown.attention.encoder.attend_side_by_side`; letters as there.
 """
 
+import math
+from functools import cache
 from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -10,38 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..attention.functional import MASKED_LOGIT, attend, bias_in_channels, split_heads
+from ..attention.encoder import BlockKeys, attend_side_by_side, own_slots
+from ..attention.functional import MASKED_LOGIT, bias_in_channels, split_heads
 
 # Queries that attend to the slots in one call: bounds the mask that hides their own block's slots.
 _QUERIES_PER_CALL = 4096
 
 
-class BlockKeys(NamedTuple):
-    """What the queries of one block see of it, and what all other blocks see of it.
-
-    Attributes:
-        key, value: `(B, num_blocks, b, d)`, of the block's tokens.
-        bias: `(B, num_blocks, H or 1, b)`, see :func:`attend`; None where all tokens are real.
-        slot_key, slot_value: `(B, G, d)`, block by block.
-        slot_bias: `(B, H, G)`.
-    """
-
-    key: Tensor
-    value: Tensor
-    bias: Optional[Tensor]
-    slot_key: Tensor
-    slot_value: Tensor
-    slot_bias: Tensor
-
-
 def attend_beside_slots(
     query: Tensor, keys: BlockKeys, num_heads: int, dropout: float = 0.0
 ) -> Tensor:
-    """One softmax per query over the keys of its block and the slots of all others.
+    """:func:`attend_side_by_side`, sooner and in less memory.
 
     On a CPU without dropout the two kinds of keys are attended to apart, by torch's fused kernel,
     and merged by their log-sum-exps, so that slots are not repeated for every block. Otherwise
-    they are set side by side, which gives the same and takes more memory.
+    they are set side by side.
 
     Args:
         query: `(B, num_blocks, b, d)`, scaled already.
@@ -52,35 +37,9 @@ def attend_beside_slots(
     Returns:
         `(B, num_blocks, b, d)`.
     """
-    if query.device.type == "cpu" and dropout == 0.0:
+    if query.device.type == "cpu" and dropout == 0.0 and kernel_works():
         return _BesideSlots.apply(query, *keys, num_heads)
     return attend_side_by_side(query, keys, num_heads, dropout)
-
-
-def attend_side_by_side(
-    query: Tensor, keys: BlockKeys, num_heads: int, dropout: float = 0.0
-) -> Tensor:
-    """:func:`attend_beside_slots` by repeating the slots beside the keys of every block."""
-    bsz, num_blocks, block_size, _ = query.shape
-    per_block = (bsz, num_blocks, -1, -1)
-    own = _own_slots(num_blocks, keys.slot_key.size(1), query.device)
-    slot_bias = keys.slot_bias.unsqueeze(1).expand(per_block)
-    slot_bias = slot_bias.masked_fill(own.unsqueeze(1), MASKED_LOGIT)
-    bias = keys.bias
-    if bias is None:
-        bias = slot_bias.new_zeros(bsz, num_blocks, 1, block_size)
-    key = torch.cat([keys.key, keys.slot_key.unsqueeze(1).expand(per_block)], dim=2)
-    value = torch.cat([keys.value, keys.slot_value.unsqueeze(1).expand(per_block)], dim=2)
-    bias = torch.cat([bias.expand(-1, -1, num_heads, -1), slot_bias], dim=3)
-    heads = (split_heads(t.flatten(0, 1), num_heads) for t in (query, key, value))
-    out = attend(*heads, key_bias=bias.flatten(0, 1), dropout=dropout)
-    return out.transpose(1, 2).reshape(query.shape)
-
-
-def _own_slots(num_blocks: int, num_slots: int, device: torch.device) -> Tensor:
-    """`(num_blocks, G)` bool, True where a slot is of the block."""
-    block = torch.arange(num_blocks, device=device)
-    return block.unsqueeze(1) == block.repeat_interleave(num_slots // num_blocks)
 
 
 class _Operands(NamedTuple):
@@ -182,7 +141,7 @@ def _slot_operands(
     mask that held it would be one for every head."""
     num_blocks, block_size = query.shape[1:3]
     slot_key, slot_value = (split_heads(t, num_heads) for t in (keys.slot_key, keys.slot_value))
-    own = _own_slots(num_blocks, slot_key.size(2), query.device)
+    own = own_slots(num_blocks, slot_key.size(2), query.device)
     hidden = own.to(query.dtype) * MASKED_LOGIT
     step = max(1, _QUERIES_PER_CALL // block_size)
     for first in range(0, num_blocks, step):
@@ -216,3 +175,23 @@ def _flash_backward(
     )
     query, key, value = (t.transpose(1, 2)[..., :head_dim] for t in grads)
     return query, key, value, grads[1][..., head_dim] if extra else key.new_empty(0)
+
+
+@cache
+def kernel_works() -> bool:
+    """Whether this torch has the fused kernel, which is private to it, and it does what it did:
+    tried on two blocks of two tokens, forward and backward."""
+    shape = ((1, 2, 2, 8), (1, 2, 2, 8), (1, 2, 2, 8), (1, 2, 8), (1, 2, 8), (1, 1, 2))
+    ramps = [torch.linspace(-1, 1 + i, 16).repeat(2)[: math.prod(s)] for i, s in enumerate(shape)]
+    tensors = [ramp.view(s).requires_grad_() for ramp, s in zip(ramps, shape)]
+    query, key, value, *slots = tensors
+    keys = BlockKeys(key, value, None, *slots)
+    try:
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            fast = _BesideSlots.apply(query, *keys, 1)
+            plain = attend_side_by_side(query, keys, 1)
+            grads = (torch.autograd.grad(out.square().sum(), tensors) for out in (fast, plain))
+            pairs = [(fast, plain), *zip(*grads)]
+        return all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
+    except (AttributeError, RuntimeError, TypeError):
+        return False

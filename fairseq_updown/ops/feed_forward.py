@@ -1,5 +1,9 @@
-"""The feed-forward part of a layer, whose hidden activations are the largest tensors of a model."""
+"""The feed-forward part of a layer, whose hidden activations are the largest tensors of a model.
 
+The plain form is the layer's own method `feed_forward`.
+"""
+
+from functools import partial
 from typing import Any, Tuple
 
 import torch
@@ -7,23 +11,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .step_linear import Linear
+
+def use_relu_in_place(layer: Any) -> None:
+    """Makes a layer's `feed_forward` work in place where it trains with plain ReLU, fairseq's
+    default: in both directions one tensor of hidden activations less."""
+    layer.feed_forward = partial(_feed_forward, layer)
 
 
-def feed_forward(layer: Any, x: Tensor, linear: Linear = nn.Module.__call__) -> Tensor:
-    """fc2(dropout(activation(fc1(x)))) of a fairseq encoder or decoder layer.
+def _feed_forward(layer: Any, x: Tensor) -> Tensor:
+    if not _applies(layer, x):
+        return type(layer).feed_forward(layer, x)
+    tensors = (layer.fc1.weight, layer.fc1.bias, layer.fc2.weight, layer.fc2.bias)
+    return _ReluFeedForward.apply(x.flatten(0, -2), *tensors).view(*x.shape[:-1], -1)
 
-    In training, plain ReLU, fairseq's default, works in place in both directions.
-    """
+
+def _applies(layer: Any, x: Tensor) -> bool:
     dropout = layer.activation_dropout_module
     dropped = dropout.p > 0 and (dropout.training or dropout.apply_during_inference)
-    plain = type(layer.fc1) is nn.Linear and type(layer.fc2) is nn.Linear
-    autocast = torch.is_autocast_enabled(x.device.type)
-    training = torch.is_grad_enabled()
-    if training and layer.activation_fn is F.relu and plain and not dropped and not autocast:
-        tensors = (layer.fc1.weight, layer.fc1.bias, layer.fc2.weight, layer.fc2.bias)
-        return _ReluFeedForward.apply(x.flatten(0, -2), *tensors).view(*x.shape[:-1], -1)
-    return linear(layer.fc2, dropout(layer.activation_fn(linear(layer.fc1, x))))
+    return (
+        torch.is_grad_enabled()
+        and layer.activation_fn is F.relu
+        and not dropped
+        and _is_plain(layer.fc1)
+        and _is_plain(layer.fc2)
+        and not torch.is_autocast_enabled(x.device.type)
+    )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether calling a linear layer does nothing but multiply by its parameters: no hook, as of
+    quantization noise or pruning, changes them or looks on."""
+    return (
+        type(module) is nn.Linear
+        and isinstance(module.weight, nn.Parameter)
+        and not module._forward_pre_hooks
+        and not module._forward_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+    )
 
 
 class _ReluFeedForward(torch.autograd.Function):

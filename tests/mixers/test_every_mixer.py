@@ -19,7 +19,10 @@ from fairseq_updown.mass import TokenMass
 from fairseq_updown.mixers import MIXERS
 
 # With sizes that cut sequences of two dozen tokens into several parts.
-CHOICES = {name: f"{name}=3" if mixer.default_size else name for name, mixer in MIXERS.items()}
+CHOICES = {
+    name: f"{name}=3" if getattr(mixer, "default_size", 0) else name
+    for name, mixer in MIXERS.items()
+}
 CHOICES["ssa"] = "ssa=3x2"
 POOLED = dict(updown_pool_layers="2")
 UNPOOLED = dict(updown_pool_layers="")

@@ -6,7 +6,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
-from toy import CONFIGURATIONS, EXACT, PAD, build, draw_rows, logits, pad_rows, random_tokens
+from toy import (
+    CONFIGURATIONS,
+    EXACT,
+    PAD,
+    build,
+    decoding_state,
+    draw_rows,
+    logits,
+    pad_rows,
+    random_tokens,
+)
 
 FULL = dict(updown_block_size=64, updown_decoder_block_size=64, updown_pool_layers="")
 POST_NORM = [
@@ -152,9 +162,9 @@ def test_keys_of_the_memory_are_kept_once_per_sentence():
     )
     model.decoder(torch.full((10, 1), 4), encoder_out, incremental_state=state)
     assert encoder_out["encoder_out"][0].size(1) == 2
-    caches = [cache for name, cache in state.items() if name.endswith("cross_attn")]
-    assert len(caches) == 3
-    assert all(cache["prev_key"].size(0) == 2 for cache in caches)
+    layers = decoding_state(state).layers
+    assert len(layers) == 3
+    assert all(layer.memory.key.size(0) == 2 for layer in layers)
 
 
 def test_decoding_state_is_bounded_by_blocks_and_slots():
@@ -164,9 +174,9 @@ def test_decoding_state_is_bounded_by_blocks_and_slots():
     for t in range(40):
         model.decoder(tokens, encoder_out, incremental_state=state)
         tokens = torch.cat([tokens, tokens[:, :1]], dim=1)
-        (history,) = (cache["history"] for name, cache in state.items() if name.endswith("beams"))
+        history, layers = decoding_state(state)
         assert history.positions <= 2 * 4 + (t + 1) // 4
-        buffers = [cache["prev_key"] for name, cache in state.items() if name.endswith("self_attn")]
+        buffers = [layer.past.key for layer in layers]
         assert len(buffers) == 3
         assert all(buffer.size(2) <= max(16, 2 * history.positions) for buffer in buffers)
 

@@ -111,7 +111,11 @@ def test_two_gloo_processes_agree_with_one_without_searching_for_unused_paramete
 ) -> None:
     port = 20000 + os.getpid() % 20000
     root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{root}:{root / 'tests' / 'support'}",
+        "OMP_NUM_THREADS": "1",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", DDP_SCRIPT, str(rank), str(port), kind],

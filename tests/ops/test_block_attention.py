@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 from mixer_checks import LargestTensor
 from torch import Tensor
 
+from fairseq_updown.attention.encoder import BlockKeys, attend_side_by_side
 from fairseq_updown.attention.functional import MASKED_LOGIT
 from fairseq_updown.ops import block_attention
-from fairseq_updown.ops.block_attention import (
-    BlockKeys,
-    attend_beside_slots,
-    attend_side_by_side,
-)
+from fairseq_updown.ops.block_attention import attend_beside_slots
 
 HEADS = 2
 

@@ -1,18 +1,18 @@
 """Dropout and feed-forward do what torch's do."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from fairseq.modules import FairseqDropout
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from toy import build, random_tokens
 
 from fairseq_updown.ops.dropout import QuickDropout
-from fairseq_updown.ops.feed_forward import feed_forward
 
 # Dropout
 
@@ -96,68 +96,70 @@ def test_checkpointing_draws_the_same_masks_again() -> None:
 # Feed-forward
 
 
-class Layer(nn.Module):
-    """What `feed_forward` needs of a layer."""
-
-    def __init__(self, activation: str, p: float = 0.0, quantised: bool = False):
-        super().__init__()
-        self.fc1: nn.Module = nn.Linear(6, 10)
-        self.fc2: nn.Module = nn.Linear(10, 6)
-        if quantised:
-            self.fc1 = nn.Sequential(self.fc1)
-        self.activation_fn = getattr(F, activation)
-        self.activation_dropout_module = FairseqDropout(p)
+def layer(p: float = 0.0, q_noise: float = 0.0, **options: Any) -> Any:
+    """An encoder layer of 16 channels whose feed-forward may work in place."""
+    noise = dict(quant_noise_pq=q_noise, quant_noise_pq_block_size=4)
+    model = build(activation_dropout=p, **noise, **options)
+    return model.encoder.layers[0]
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+def gradients(module: nn.Module, x: Tensor, out: Tensor) -> list:
+    out.backward(torch.ones_like(out))
+    fc = (module.fc1, module.fc2)
+    return [x.grad, *(p.grad for linear in fc for p in linear.parameters())]
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_feed_forward_equals_its_definition(activation: str, quantised: bool) -> None:
-    torch.manual_seed(0)
-    layer = Layer(activation, quantised=quantised).double()
-    other = copy.deepcopy(layer)
-    x = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)
+def test_feed_forward_equals_the_plain_one(activation: str) -> None:
+    fast = layer(activation_fn=activation)
+    plain = copy.deepcopy(fast)
+    del plain.feed_forward  # the method of the class is the plain one
+    x = torch.randn(3, 5, 16, dtype=torch.float64, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    grad_out = torch.randn(3, 5, 6, dtype=torch.float64)
-    actual, expected = feed_forward(layer, x), other.fc2(other.activation_fn(other.fc1(y)))
-    actual.backward(grad_out)
-    expected.backward(grad_out)
-
-    def gradients(inputs: Tensor, module: nn.Module) -> list:
-        return [inputs.grad, *(p.grad for p in module.parameters())]
-
+    actual, expected = fast.feed_forward(x), plain.feed_forward(y)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(gradients(x, layer), gradients(y, other), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("rows", [1, 8, 20, 63, 64])
-def test_feed_forward_of_a_decoding_step(rows: int) -> None:
-    torch.manual_seed(0)
-    layer = Layer("relu").double()
-    x = torch.randn(rows, 1, 6, dtype=torch.float64)
-    expected = layer.fc2(F.relu(layer.fc1(x)))
-    with torch.no_grad():
-        actual = feed_forward(layer, x)
-    assert actual.is_contiguous()
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        gradients(fast, x, actual), gradients(plain, y, expected), rtol=0, atol=1e-12
+    )
 
 
 def test_feed_forward_keeps_activation_dropout() -> None:
-    layer = Layer("relu", p=0.5).train()
-    x = torch.randn(4, 6)
-    torch.manual_seed(0)
-    actual = feed_forward(layer, x)
-    torch.manual_seed(0)
-    expected = layer.fc2(F.dropout(F.relu(layer.fc1(x)), 0.5))
-    torch.testing.assert_close(actual, expected)
-    assert not torch.allclose(actual, layer.fc2(F.relu(layer.fc1(x))))
+    fast = layer(p=0.5).train()
+    x = torch.randn(40, 16, dtype=torch.float64)
+    assert not fast.feed_forward(x).equal(fast.feed_forward(x))
+
+
+def test_feed_forward_has_quantization_noise() -> None:
+    """fairseq's noise is a hook on the linear layer: blocks of its weight become zero."""
+    noisy = layer(q_noise=0.5).train()
+    noisy.feed_forward(torch.randn(4, 16, dtype=torch.float64, requires_grad=True)).sum().backward()
+    assert noisy.fc1.weight.eq(0).float().mean() > 0.2
+    assert noisy.fc2.weight.eq(0).float().mean() > 0.2
+
+
+def test_feed_forward_is_pruned() -> None:
+    pruned = layer().train()
+    for linear in (pruned.fc1, pruned.fc2):
+        prune.random_unstructured(linear, "weight", amount=0.5)
+    x = torch.randn(4, 16, dtype=torch.float64, requires_grad=True)
+    expected = type(pruned).feed_forward(pruned, x)
+    torch.testing.assert_close(pruned.feed_forward(x), expected)
+
+
+def test_feed_forward_calls_hooks() -> None:
+    seen = []
+    watched = layer().train()
+    watched.fc1.register_forward_hook(lambda module, inputs, out: seen.append(out.shape))
+    watched.feed_forward(torch.randn(4, 16, dtype=torch.float64))
+    assert seen == [(4, 24)]
 
 
 def test_feed_forward_under_autocast() -> None:
-    layer = Layer("relu")
-    x = torch.randn(4, 6, requires_grad=True)
+    fast = layer().float().train()
+    x = torch.randn(4, 16, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = feed_forward(layer, x)
+        out = fast.feed_forward(x)
     assert out.dtype == torch.bfloat16
     out.sum().backward()
-    assert layer.fc1.weight.grad is not None
-    assert layer.fc1.weight.grad.dtype == torch.float32
+    assert fast.fc1.weight.grad is not None
+    assert fast.fc1.weight.grad.dtype == torch.float32

@@ -17,7 +17,7 @@ from commands import run
 from cost_limits import Runner, Setup, Work
 from fresh_process import OutOfMemory, in_fresh_process
 
-from fairseq_updown.ops import step_linear
+from fairseq_updown.ops import packed_linear
 
 SCRIPT = Path(cost.__file__)
 CPU = Setup("cpu", "float32")
@@ -160,7 +160,7 @@ def test_a_decoding_step_reads_its_weights_and_caches_and_nothing_else() -> None
 def test_packed_weights_count_as_the_plain_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work("generate", 2, 24, 40, beam=3)
     packed = cost_limits.inspect(OURS, work, CPU)
-    monkeypatch.setattr(step_linear, "_STEPS_BEFORE", 1000)
+    monkeypatch.setattr(packed_linear, "_STEPS_BEFORE", 1000)
     plain = cost_limits.inspect(OURS, work, CPU)
     assert packed["flops"] == plain["flops"]
     assert packed["bytes_read"] == plain["bytes_read"]

@@ -81,7 +81,7 @@ def rows_of(x, padding_mask, mass):
 
 def run(mixers, inputs, padding_mask=None, mass=None):
     """The outputs of a stage, every layer with an input of its own."""
-    outs, state = [], ()
+    outs, state = [], None
     for mixer, x in zip(mixers, inputs):
         out, state = mixer(x, padding_mask, mass, state)
         outs.append(out)
@@ -95,7 +95,7 @@ def assert_equals_oracle(mixers, oracle, batch):
     """Outputs, states and all gradients of a stage, for every sample of a batch."""
     inputs, padding_mask, mass = draw_stage(len(mixers), **batch)
     inputs.requires_grad_()
-    pairs, state, slow_states = [], (), [None] * inputs.size(1)
+    pairs, state, slow_states = [], None, [None] * inputs.size(1)
     for mixer, x in zip(mixers, inputs):
         out, state = mixer(x, padding_mask, mass, state)
         for i, row in enumerate(rows_of(x, padding_mask, mass)):
@@ -103,7 +103,7 @@ def assert_equals_oracle(mixers, oracle, batch):
             pairs.append((out[i, : len(expected)], expected))
             if isinstance(slow_state, torch.Tensor):
                 pairs.append((state[0][i, : len(slow_state)], slow_state))
-            assert (state == ()) == (slow_state is None)
+            assert (state is None) == (slow_state is None)
             slow_states[i] = slow_state
     actual, expected = zip(*pairs)
     torch.testing.assert_close(actual, expected, **EXACT)

@@ -8,6 +8,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerModel
 
+from fairseq_updown.decoding.cache import DecodingState
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel
 
 PAD = 1
@@ -86,6 +87,12 @@ def build(kind: str = "updown", seed: int = 0, perturb: bool = True, **options: 
                 if ".compressor." in name or ".count_bias." in name or "pool" in name:
                     parameter.add_(torch.randn_like(parameter) * 0.7)
     return model
+
+
+def decoding_state(incremental_state: dict) -> DecodingState:
+    """What the decoder keeps in a generation's incremental state."""
+    (entry,) = (v for name, v in incremental_state.items() if name.endswith(".decoding"))
+    return entry["state"]
 
 
 def random_tokens(generator: torch.Generator, bsz: int, length: int) -> torch.Tensor:

@@ -5,12 +5,15 @@ from typing import Any, Dict, List, Optional, Tuple
 from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor, nn
 
-from ...attention.decoder import DecoderSelfAttention
-from ...attention.projections import IncrementalState, UpdownAttention
-from ...decoding.beams import BeamHistory, regroup_rows
-from ...ops.step_linear import begin_step, step_linear
-from .encoder import EncoderOut
+from ...attention.cross import Memory
+from ...attention.slots import PooledBlocks
+from ...decoding.cache import DecodingState, LayerCache
+from .encoder import EncoderOut, read_memory
 from .layers import UpdownDecoderLayer, wrap_layer
+
+# fairseq's: module and name -> values. The decoder has one entry, {"state": DecodingState}.
+IncrementalState = Dict[str, Dict[str, Any]]
+_STATE = "decoding"
 
 
 class UpdownTransformerDecoder(TransformerDecoderBase):
@@ -23,26 +26,6 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         return wrap_layer(UpdownDecoderLayer(cfg, no_encoder_attn), cfg)
-
-    def forward(
-        self,
-        prev_output_tokens: Tensor,
-        encoder_out: Optional[EncoderOut] = None,
-        incremental_state: Optional[IncrementalState] = None,
-        features_only: bool = False,
-        **kwargs: Any,
-    ) -> Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]:
-        """See fairseq's decoder and :meth:`extract_features_scriptable`.
-
-        Returns:
-            logits `(rows, tgt_len, vocabulary)`, or features where they are asked for, and a dict.
-        """
-        x, extra = super().forward(
-            prev_output_tokens, encoder_out, incremental_state, features_only=True, **kwargs
-        )
-        if features_only or self.adaptive_softmax is not None:
-            return x, extra
-        return step_linear(incremental_state)(self.output_projection, x), extra
 
     def extract_features_scriptable(
         self,
@@ -78,17 +61,13 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
                 "it (no --full-context-alignment)"
             )
         x = self.embed(prev_output_tokens, incremental_state)
-        memory: Tuple[Optional[Tensor], ...] = (None,) * 4
-        if encoder_out is not None and encoder_out["encoder_out"]:
-            memory = unpack_memory(encoder_out)
-        history: Optional[BeamHistory] = None
-        if incremental_state is not None:
-            history = self.add_token(incremental_state, x, memory[0])
-            begin_step(incremental_state, x.size(0))
+        memory = read_memory(encoder_out) if encoder_out is not None else None
+        decoding = self.begin_step(incremental_state, x, memory)
         layer_asked = self.num_layers - 1 if alignment_layer is None else alignment_layer
         attn: Optional[Tensor] = None
         inner_states: List[Optional[Tensor]] = [x.transpose(0, 1)]
-        state: Tuple[Tensor, ...] = ()
+        state: Optional[PooledBlocks] = None
+        caches: List[LayerCache] = []
         kept = {id(layer) for layer in self.layers}  # layerdrop chooses anew at each iteration
         for index in range(self.num_layers):
             layer = self.layers[index]
@@ -96,8 +75,9 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
                 continue
             asked = alignment_layer is not None or (not self.training and layer.need_attn)
             asked = asked and index == layer_asked
-            x, weights, *carried = layer(x, *memory, incremental_state, history, asked, *state)
-            state = tuple(carried)
+            step = (decoding.layers[index], decoding.history) if decoding is not None else ()
+            x, weights, state, cache = layer(x, memory, state, asked, *step)
+            caches.append(cache)
             inner_states.append(x.transpose(0, 1))
             if weights is not None and encoder_out is not None:
                 heads = weights[:alignment_heads].float().mean(dim=0).to(x)
@@ -106,48 +86,40 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             x = self.layer_norm(x)
         if self.project_out_dim is not None:
             x = self.project_out_dim(x)
-        if history is not None and history.completes_block(self.block_size):
-            history = history.turn_block(self.block_size, self.num_slots)
-            self.set_incremental_state(incremental_state, "beams", {"history": history})
+        if decoding is not None:
+            self.end_step(incremental_state, decoding._replace(layers=tuple(caches)))
         return x, {"attn": [attn], "inner_states": inner_states}
 
-    def add_token(
-        self, incremental_state: IncrementalState, x: Tensor, memory: Optional[Tensor]
-    ) -> BeamHistory:
-        """What the rows of `x`, `(rows, 1, embed_dim)`, descend from, with this step's token."""
-        cached = self.get_incremental_state(incremental_state, "beams")
+    def begin_step(
+        self, incremental_state: Optional[IncrementalState], x: Tensor, memory: Optional[Memory]
+    ) -> Optional[DecodingState]:
+        """The state of the generation, this step's token (`x`) in its history; None
+        where all tokens are computed at once."""
+        if incremental_state is None:
+            return None
+        cached = self.get_incremental_state(incremental_state, _STATE)
         if cached is not None:
-            history = cached["history"]
+            state = cached["state"]
         else:
-            sentences = x.size(0) if memory is None else memory.size(0)
-            history = BeamHistory.start(x.size(0), sentences, x.device)
-        history = history.add_token(x.dtype)
-        self.set_incremental_state(incremental_state, "beams", {"history": history})
-        return history
+            sentences = x.size(0) if memory is None else memory.states.size(0)
+            state = DecodingState.start(x.size(0), sentences, self.num_layers, x.device)
+        return state._replace(history=state.history.add_token(x.dtype))
+
+    def end_step(self, incremental_state: Optional[IncrementalState], state: DecodingState) -> None:
+        """Keeps the state for the next step."""
+        history = state.history
+        if history.completes_block(self.block_size):
+            state = state._replace(history=history.turn_block(self.block_size, self.num_slots))
+        self.set_incremental_state(incremental_state, _STATE, {"state": state})
 
     def reorder_incremental_state(
         self, incremental_state: IncrementalState, new_order: Tensor
     ) -> None:
-        """Moves the cached rows to `new_order`, `(new_rows,)` long; rows may repeat or go.
-
-        Within a sentence only the history changes; the cached keys and values move if sentences
-        were dropped, or rows scattered.
-        """
-        cached = self.get_incremental_state(incremental_state, "beams")
-        if cached is None:
-            return
-        history = cached["history"]
-        regrouping = regroup_rows(history.row_sentence, new_order)
-        moved = history.reorder(new_order, regrouping)
-        if moved is None or regrouping.kept is not None:
-            for attention in self.modules():
-                if moved is None and isinstance(attention, DecoderSelfAttention):
-                    attention.regather(incremental_state, history, new_order, regrouping.sentences)
-                elif regrouping.kept is not None and isinstance(attention, UpdownAttention):
-                    attention.select_sentences(incremental_state, regrouping.kept)
-        if moved is None:
-            moved = history.copied(regrouping)
-        self.set_incremental_state(incremental_state, "beams", {"history": moved})
+        """Moves the cached rows to `new_order`, `(new_rows,)` long; rows may repeat or go."""
+        cached = self.get_incremental_state(incremental_state, _STATE)
+        if cached is not None:
+            moved = cached["state"].reorder(new_order, self.block_size)
+            self.set_incremental_state(incremental_state, _STATE, {"state": moved})
 
     # What `SequenceGenerator` calls; no module below has anything of its own to reorder.
     reorder_incremental_state_scripting = reorder_incremental_state
@@ -174,20 +146,6 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         return self.dropout_module(x)
-
-
-def unpack_memory(encoder_out: EncoderOut) -> Tuple[Optional[Tensor], ...]:
-    """Memory `(sentences, memory_len, d)`, padding mask or None, counts and scores or None."""
-    counts, scores = encoder_out.get("memory_counts"), encoder_out.get("memory_scores")
-    padding_mask: Optional[Tensor] = encoder_out["encoder_padding_mask"][0]
-    if not counts and not bool(padding_mask.any()):  # type: ignore[union-attr]
-        padding_mask = None
-    return (
-        encoder_out["encoder_out"][0].transpose(0, 1),
-        padding_mask,
-        counts[0] if counts else None,
-        scores[0] if scores else None,
-    )
 
 
 def attention_to_source(weights: Tensor, encoder_out: EncoderOut) -> Tensor:

@@ -6,9 +6,10 @@ import torch
 from fairseq.models.transformer import TransformerEncoderBase
 from torch import Tensor, nn
 
+from ...attention.cross import Memory
 from ...attention.functional import keep_in_graph, left_align_order, length_mask
-from ...attention.projections import select_rows
 from ...decoding.beams import regroup_rows
+from ...decoding.cache import select_rows
 from ...mass import TokenMass
 from ...pyramid import SequencePooling
 from .layers import UpdownEncoderLayer, wrap_layer
@@ -100,20 +101,19 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         encoder_states: List[Tensor] = [x.transpose(0, 1)] if return_all_hiddens else []
         fc_results: List[Optional[Tensor]] = []
         mass: Optional[TokenMass] = None
-        state: Tuple[Tensor, ...] = ()
+        state: Any = None
         kept = {id(layer) for layer in self.layers}  # layerdrop chooses anew at each iteration
         for index in range(self.num_layers):
             layer = self.layers[index]
             if id(layer) in kept:
-                x, fc_result, *carried = layer(x, padding_mask, *(mass or (None, None)), *state)
-                state = tuple(carried)
+                x, fc_result, state = layer(x, padding_mask, mass, state)
                 if return_all_hiddens:
                     encoder_states.append(x.transpose(0, 1))
                     fc_results.append(fc_result)
             if str(index + 1) in self.pools:
                 pool = self.pools[str(index + 1)]
                 x, lengths, mass, trace = self.pool(pool, x, lengths, mass, trace)
-                padding_mask, state = self.padding_mask(lengths, x.size(1)), ()
+                padding_mask, state = self.padding_mask(lengths, x.size(1)), None
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         if self.memory_pool is not None:
@@ -199,3 +199,15 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             if name != "row_sentence"
         }
         return {**reordered, "row_sentence": [row_sentence]}  # type: ignore[dict-item]
+
+
+def read_memory(encoder_out: EncoderOut) -> Optional[Memory]:
+    """The memory in what :class:`UpdownTransformerEncoder` returned; None if there is none."""
+    if not encoder_out["encoder_out"]:
+        return None
+    counts, scores = encoder_out.get("memory_counts"), encoder_out.get("memory_scores")
+    states = encoder_out["encoder_out"][0].transpose(0, 1)
+    if counts and scores:
+        return Memory(states, None, TokenMass(counts[0], scores[0]))  # pads have no counts
+    padding_mask = encoder_out["encoder_padding_mask"][0]
+    return Memory(states, padding_mask if bool(padding_mask.any()) else None, None)

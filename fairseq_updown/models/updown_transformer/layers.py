@@ -1,37 +1,120 @@
 """Transformer layers that take the carried state in and hand it on, batch first."""
 
-from typing import Any, Optional, Tuple
+from functools import partial
+from typing import Any, Callable, Optional, Tuple
 
+import torch
 from fairseq.distributed import fsdp_wrap
-from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.modules.transformer_layer import (
     TransformerDecoderLayerBase,
     TransformerEncoderLayerBase,
 )
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ...attention.cross import CrossAttention
+from ...attention.cross import CrossAttention, Memory, MemoryKeys
 from ...attention.decoder import DecoderSelfAttention
-from ...attention.projections import IncrementalState
-from ...attention.slots import BlockCompressor, CompressedBlocks
+from ...attention.encoder import SlotAttention
+from ...attention.slots import BlockPooling, PooledBlocks
 from ...decoding.beams import BeamHistory
+from ...decoding.cache import LayerCache
 from ...mass import TokenMass
-from ...mixers.base import Mixer
-from ...ops.feed_forward import feed_forward
-from ...ops.step_linear import step_linear
+from ...mixers.base import Settings
 from .options import parse_mixer
 
 
 def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
     """Activation checkpointing and FSDP as fairseq's `build_*_layer` apply them."""
     if cfg.checkpoint_activations:
-        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+        again = _offloaded if cfg.offload_activations else _checkpointed
+        layer.forward = partial(again, layer.forward)  # type: ignore[method-assign]
     min_params = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
     return fsdp_wrap(layer, min_num_params=min_params)
 
 
-class UpdownEncoderLayer(TransformerEncoderLayerBase):
-    """fairseq's encoder layer around the mixer that `--updown-mixer` names.
+def _checkpointed(forward: Callable[..., Any], *args: Any) -> Any:
+    """Keeps a layer's inputs only; the backward pass computes it again."""
+    return checkpoint(forward, *args, use_reentrant=False)
+
+
+def _offloaded(forward: Callable[..., Any], x: Tensor, *args: Any) -> Any:
+    """:func:`_checkpointed` with the inputs kept in the CPU's memory."""
+    there = partial(_moved, device=x.device)
+    kept = _moved((x, *args), torch.device("cpu"))
+    return _checkpointed(lambda *inputs: forward(*there(inputs)), *kept)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A tensor, or the tensors in a (named) tuple, on `device`; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        parts = [_moved(part, device) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+def build_compressor(cfg: Any, embed_dim: int, num_slots: int) -> Optional[BlockPooling]:
+    """What the `updown_*` options ask for; None if `num_slots` is 0."""
+    if num_slots == 0:
+        return None
+    return BlockPooling(
+        embed_dim,
+        num_slots=num_slots,
+        pooling=str(cfg.updown_pooling),
+        pooling_base=cfg.updown_pooling_base,
+        gate=not cfg.updown_no_gate,
+        reweight=not cfg.updown_no_reweight,
+    )
+
+
+def build_encoder_attention(cfg: Any, embed_dim: int, layer: int) -> nn.Module:
+    """The self-attention of encoder layer `layer`, counted from 0, as `--updown-mixer` says."""
+    mixer, size, ensemble = parse_mixer(cfg.updown_mixer)
+    num_heads = cfg.encoder.attention_heads
+    shared = dict(
+        dropout=cfg.attention_dropout,
+        q_noise=cfg.quant_noise.pq,
+        qn_block_size=cfg.quant_noise.pq_block_size,
+    )
+    if mixer is SlotAttention:
+        compressor = build_compressor(cfg, embed_dim, cfg.updown_slots)
+        own = dict(block_size=cfg.updown_block_size, compressor=compressor)
+        return SlotAttention(embed_dim, num_heads, **own, **shared)
+    settings = Settings(
+        block_size=cfg.updown_block_size,
+        size=size,
+        layer=layer,
+        num_layers=cfg.encoder.layers,
+        ensemble=ensemble,
+    )
+    return mixer(embed_dim, num_heads, settings, **shared)
+
+
+class _Sublayers:
+    """What both kinds of layer are made of: x -> norm(x + dropout(f(x))), or, where the layer
+    pre-norms, x + dropout(f(norm(x)))."""
+
+    normalize_before: bool
+
+    def before(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """What f is given."""
+        return norm(x) if self.normalize_before else x
+
+    def after(self, norm: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+        """What f's `out` makes of x."""
+        layer: Any = self
+        x = layer.residual_connection(layer.dropout_module(out), x)
+        return x if self.normalize_before else norm(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """fc2(dropout(activation(fc1(x)))); `ops/feed_forward.py` has a faster one."""
+        layer: Any = self
+        return layer.fc2(layer.activation_dropout_module(layer.activation_fn(layer.fc1(x))))
+
+
+class UpdownEncoderLayer(_Sublayers, TransformerEncoderLayerBase):
+    """fairseq's encoder layer around the attention that `--updown-mixer` names.
 
     Args:
         layer: its place in the encoder, counted from 0.
@@ -41,49 +124,35 @@ class UpdownEncoderLayer(TransformerEncoderLayerBase):
         self.layer = layer  # fairseq's constructor asks for the attention
         super().__init__(cfg, return_fc)
 
-    def build_self_attention(self, embed_dim: int, cfg: Any) -> Mixer:
-        mixer, size, ensemble = parse_mixer(cfg.updown_mixer)
-        return mixer.from_config(embed_dim, cfg, self.layer, size, ensemble)
+    def build_self_attention(self, embed_dim: int, cfg: Any) -> nn.Module:
+        return build_encoder_attention(cfg, embed_dim, self.layer)
 
     def forward(  # type: ignore[override]
         self,
         x: Tensor,
         padding_mask: Optional[Tensor],
-        counts: Optional[Tensor],
-        scores: Optional[Tensor],
-        *state: Tensor,
-    ) -> Tuple[Optional[Tensor], ...]:
+        mass: Optional[TokenMass],
+        state: Any,
+    ) -> Tuple[Tensor, Optional[Tensor], Any]:
         """
-        Tensors come and go one by one, not in tuples, so that activation checkpointing sees them.
-
         Args:
             x: `(bsz, length, embed_dim)`, real tokens first.
             padding_mask: `(bsz, length)` bool or None.
-            counts, scores: the fields of a :class:`TokenMass`, or None.
-            state: what the mixer of the layer before returned, nothing in an anchor layer.
+            mass: what the tokens stand for, None if they were never pooled.
+            state: what the attention of the layer before returned, None in an anchor layer.
 
         Returns:
-            x, the feed-forward output (None unless `return_fc`), then the mixer's state.
+            x, the feed-forward output (None unless `return_fc`), and the attention's state.
         """
-        mass = TokenMass(counts, scores) if counts is not None and scores is not None else None
-        residual = x
-        if self.normalize_before:
-            x = self.self_attn_layer_norm(x)
-        x, new_state = self.self_attn(x, padding_mask, mass, state)
-        x = self.residual_connection(self.dropout_module(x), residual)
-        if not self.normalize_before:
-            x = self.self_attn_layer_norm(x)
-        residual = x
-        if self.normalize_before:
-            x = self.final_layer_norm(x)
-        fc_result = feed_forward(self, x)
-        x = self.residual_connection(self.dropout_module(fc_result), residual)
-        if not self.normalize_before:
-            x = self.final_layer_norm(x)
-        return (x, fc_result if self.return_fc else None, *new_state)
+        norm = self.self_attn_layer_norm
+        out, state = self.self_attn(self.before(norm, x), padding_mask, mass, state)
+        x = self.after(norm, x, out)
+        norm = self.final_layer_norm
+        fc_result = self.feed_forward(self.before(norm, x))
+        return self.after(norm, x, fc_result), fc_result if self.return_fc else None, state
 
 
-class UpdownDecoderLayer(TransformerDecoderLayerBase):
+class UpdownDecoderLayer(_Sublayers, TransformerDecoderLayerBase):
     """fairseq's decoder layer around :class:`DecoderSelfAttention` and :class:`CrossAttention`."""
 
     def build_self_attention(
@@ -93,7 +162,7 @@ class UpdownDecoderLayer(TransformerDecoderLayerBase):
             embed_dim,
             cfg.decoder.attention_heads,
             block_size=cfg.updown_decoder_block_size,
-            compressor=BlockCompressor.from_config(embed_dim, cfg, cfg.updown_decoder_slots),
+            compressor=build_compressor(cfg, embed_dim, cfg.updown_decoder_slots),
             dropout=cfg.attention_dropout,
             q_noise=self.quant_noise,
             qn_block_size=self.quant_noise_block_size,
@@ -103,10 +172,8 @@ class UpdownDecoderLayer(TransformerDecoderLayerBase):
         return CrossAttention(
             embed_dim,
             cfg.decoder.attention_heads,
-            kdim=cfg.encoder.embed_dim,
-            vdim=cfg.encoder.embed_dim,
+            encoder_embed_dim=cfg.encoder.embed_dim,
             dropout=cfg.attention_dropout,
-            encoder_decoder_attention=True,
             q_noise=self.quant_noise,
             qn_block_size=self.quant_noise_block_size,
         )
@@ -114,56 +181,51 @@ class UpdownDecoderLayer(TransformerDecoderLayerBase):
     def forward(  # type: ignore[override]
         self,
         x: Tensor,
-        memory: Optional[Tensor],
-        memory_padding_mask: Optional[Tensor],
-        memory_counts: Optional[Tensor],
-        memory_scores: Optional[Tensor],
-        incremental_state: Optional[IncrementalState],
-        history: Optional[BeamHistory],
-        need_weights: bool,
-        *state: Tensor,
-    ) -> Tuple[Optional[Tensor], ...]:
-        """
+        memory: Optional[Memory],
+        state: Optional[PooledBlocks],
+        need_weights: bool = False,
+        cache: Optional[LayerCache] = None,
+        history: Optional[BeamHistory] = None,
+    ) -> Tuple[Tensor, Optional[Tensor], Optional[PooledBlocks], Optional[LayerCache]]:
+        """All tokens at once, or with a cache one token more.
+
         Args:
-            x: `(rows, tgt_len, embed_dim)`; tgt_len is 1 with `incremental_state`.
-            memory: `(sentences, memory_len, encoder_embed_dim)`, or None without an encoder.
-            memory_padding_mask: `(sentences, memory_len)` bool or None.
-            memory_counts, memory_scores: the fields of the memory's :class:`TokenMass`, or None.
-            history: with `incremental_state`, what each row descends from, this token included.
+            x: `(rows, tgt_len, embed_dim)`; tgt_len is 1 with a cache.
+            memory: None without an encoder.
+            state: the pooled blocks of the layer before, None in an anchor layer.
             need_weights: also return the cross-attention weights.
-            state: the fields of a :class:`CompressedBlocks`, or nothing in an anchor layer.
+            cache: of the tokens before this one.
+            history: with a cache, what each row descends from, this token included.
 
         Returns:
-            x, the weights `(num_heads, rows, tgt_len, memory_len)` or None, the state's fields.
+            x, the weights `(num_heads, rows, tgt_len, memory_len)` or None, the state, and the
+            cache with this token, None where there was none.
         """
-        residual = x
-        if self.normalize_before:
-            x = self.self_attn_layer_norm(x)
-        x, new_state = self.self_attn(
-            x, CompressedBlocks(*state) if state else None, incremental_state, history
-        )
-        x = self.residual_connection(self.dropout_module(x), residual)
-        if not self.normalize_before:
-            x = self.self_attn_layer_norm(x)
+        norm = self.self_attn_layer_norm
+        attention_input = self.before(norm, x)
+        if cache is None or history is None:
+            out, state = self.self_attn(attention_input, state)
+            keys = self.read(memory)
+        else:
+            out, state, past = self.self_attn.step(attention_input, state, cache.past, history)
+            keys = cache.memory or self.read(memory, often=True)
+            cache = LayerCache(past, keys)
+        x = self.after(norm, x, out)
         weights = None
-        if self.encoder_attn is not None and memory is not None:
-            mass = None
-            if memory_counts is not None and memory_scores is not None:
-                mass = TokenMass(memory_counts, memory_scores)
-            residual = x
-            if self.normalize_before:
-                x = self.encoder_attn_layer_norm(x)
-            x, weights = self.encoder_attn(
-                x, memory, memory_padding_mask, mass, incremental_state, need_weights
-            )
-            x = self.residual_connection(self.dropout_module(x), residual)
-            if not self.normalize_before:
-                x = self.encoder_attn_layer_norm(x)
-        residual = x
-        if self.normalize_before:
-            x = self.final_layer_norm(x)
-        fc_result = feed_forward(self, x, step_linear(incremental_state))
-        x = self.residual_connection(self.dropout_module(fc_result), residual)
-        if not self.normalize_before:
-            x = self.final_layer_norm(x)
-        return (x, weights, *(new_state or ()))
+        if keys is not None:
+            norm = self.encoder_attn_layer_norm
+            out, weights = self.encoder_attn(self.before(norm, x), keys, need_weights)
+            x = self.after(norm, x, out)
+        norm = self.final_layer_norm
+        x = self.after(norm, x, self.feed_forward(self.before(norm, x)))
+        return x, weights, state, cache
+
+    def read(self, memory: Optional[Memory], often: bool = False) -> Optional[MemoryKeys]:
+        """The memory as this layer attends to it, head by head in storage too if it is read
+        `often`; None where it attends to none."""
+        if self.encoder_attn is None or memory is None:
+            return None
+        keys = self.encoder_attn.read(memory)
+        if often:
+            keys = keys._replace(key=keys.key.contiguous(), value=keys.value.contiguous())
+        return keys

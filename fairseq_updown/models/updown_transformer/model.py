@@ -19,7 +19,7 @@ from fairseq.modules import LearnedPositionalEmbedding
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from ...ops.dropout import QuickDropout
+from ...ops import accelerate
 from .architectures import MODEL_NAME, register_architectures, resolve
 from .decoder import UpdownTransformerDecoder
 from .encoder import UpdownTransformerEncoder
@@ -72,9 +72,7 @@ class UpdownTransformerModel(TransformerModelBase):
                 "row; leave targets right-padded (--left-pad-target False)"
             )
         _write_back(cfg, args)
-        model = super().build_model(TransformerConfig.from_namespace(args), task)
-        QuickDropout.replace_in(model)
-        return model
+        return accelerate(super().build_model(TransformerConfig.from_namespace(args), task))
 
     @classmethod
     def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: Any) -> UpdownTransformerEncoder:

@@ -8,14 +8,13 @@ named in a hydra file (`model: {_name: updown_transformer_arxiv}`) counts just a
 import re
 from argparse import Namespace
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from typing import Any, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple, Type
+from typing import Any, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models.transformer import TransformerConfig
 
 from ...attention.pooling import POOLINGS
 from ...mixers import MIXERS
-from ...mixers.base import Mixer
 from .migration import RETIRED
 
 # name -> (type, default, help)
@@ -116,7 +115,7 @@ class MixerChoice(NamedTuple):
         ensemble: see :class:`~...mixers.ssa.StochasticAttention`; 0: none.
     """
 
-    mixer: Type[Mixer]
+    mixer: Any
     size: int
     ensemble: int
 
@@ -134,13 +133,14 @@ def parse_mixer(text: str) -> MixerChoice:
     if name not in MIXERS:
         _refuse(f"{flag}: choose {', '.join(MIXERS)}")
     mixer = MIXERS[name]
+    default_size = getattr(mixer, "default_size", 0)
     if not equals:
-        return MixerChoice(mixer, mixer.default_size, 0)
-    if not mixer.default_size:
+        return MixerChoice(mixer, default_size, 0)
+    if not default_size:
         _refuse(f"{flag}: {name} has no size of its own; write {name}")
     size, times, ensemble = numbers.partition("x")
     if not _is_positive(size):
-        _refuse(f"{flag}: a size is a whole number above 0, like {name}={mixer.default_size}")
+        _refuse(f"{flag}: a size is a whole number above 0, like {name}={default_size}")
     if times and not mixer.has_ensemble:
         _refuse(f"{flag}: {name} has no ensemble; write {name}={size}")
     if times and not _is_positive(ensemble):

@@ -7,7 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention.functional import full_precision, length_mask
-from .attention.pooling import POOLINGS, combine, straight_through, sum_by_slot
+from .attention.pooling import (
+    POOLINGS,
+    combine,
+    straight_through,
+    sum_by_slot,
+    tie_tolerance,
+)
 from .mass import TokenMass
 
 
@@ -70,7 +76,8 @@ class SequencePooling(nn.Module):
             scores = F.linear(normed, weight, bias).squeeze(-1).sigmoid()
         targets = (lengths / self.rate).ceil().long().clamp(min=self.min_length)
         num_slots = int(torch.minimum(lengths, targets).max())
-        pooled = self.pooling(scores, lengths, targets, num_slots, self.pooling_base)
+        tolerance = tie_tolerance(x.dtype)
+        pooled = self.pooling(scores, lengths, targets, num_slots, self.pooling_base, tolerance)
         weights = pooled.log_weights.exp()
         if self.hard:
             weights = straight_through(pooled.log_weights, pooled.leader)

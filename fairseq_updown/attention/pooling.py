@@ -36,11 +36,20 @@ class Pooling(NamedTuple):
     scores: Tensor
 
 
-PoolingFunction = Callable[[Tensor, Tensor, Tensor, int, float], Pooling]
+PoolingFunction = Callable[[Tensor, Tensor, Tensor, int, float, float], Pooling]
+
+# Runs of scores that hang together by less than the tolerance are ties only while the whole run
+# spans no more than this many tolerances: a dense crowd of different scores is no tie.
+_WIDEST_TIE = 4.0
 
 
 def tournament(
-    scores: Tensor, lengths: Tensor, targets: Tensor, num_slots: int, base: float
+    scores: Tensor,
+    lengths: Tensor,
+    targets: Tensor,
+    num_slots: int,
+    base: float,
+    tolerance: float = 0.0,
 ) -> Pooling:
     """Trainable top-k by successive halving (DeepPyramidion, arXiv 2009.05169, section 4).
 
@@ -54,21 +63,36 @@ def tournament(
         targets: `(rows,)` long >= 1, slots wanted for each row.
         num_slots: width of the result, >= every min(length, target).
         base: see above; the larger, the closer to winner takes all.
+        tolerance: scores no further apart are ties, see :func:`rank_by_score`.
     """
-    return _knock_out(scores, lengths, targets, num_slots, base, winner_takes_all=False)
+    return _knock_out(scores, lengths, targets, num_slots, base, tolerance, False)
 
 
-def topk(scores: Tensor, lengths: Tensor, targets: Tensor, num_slots: int, base: float) -> Pooling:
+def topk(
+    scores: Tensor,
+    lengths: Tensor,
+    targets: Tensor,
+    num_slots: int,
+    base: float,
+    tolerance: float = 0.0,
+) -> Pooling:
     """The tournament with winner takes all: each slot is one of the top `target` tokens.
 
     The log-weights stay those of the soft tournament: they carry the straight-through gradient.
     """
-    return _knock_out(scores, lengths, targets, num_slots, base, winner_takes_all=True)
+    return _knock_out(scores, lengths, targets, num_slots, base, tolerance, True)
 
 
-def mean(scores: Tensor, lengths: Tensor, targets: Tensor, num_slots: int, base: float) -> Pooling:
+def mean(
+    scores: Tensor,
+    lengths: Tensor,
+    targets: Tensor,
+    num_slots: int,
+    base: float,
+    tolerance: float = 0.0,
+) -> Pooling:
     """Contiguous groups of near-equal size with equal weights; `scores` only ride along."""
-    del base
+    del base, tolerance
     position = torch.arange(scores.size(1), device=scores.device)
     valid = ~length_mask(lengths, scores.size(1))
     used = torch.minimum(lengths, targets).clamp(min=1).unsqueeze(1)
@@ -82,6 +106,42 @@ def mean(scores: Tensor, lengths: Tensor, targets: Tensor, num_slots: int, base:
 
 
 POOLINGS: "dict[str, PoolingFunction]" = {"tournament": tournament, "topk": topk, "mean": mean}
+
+
+def tie_tolerance(dtype: torch.dtype) -> float:
+    """How far apart the scores of one token, seen twice, can be by rounding alone.
+
+    Args:
+        dtype: of the vectors that are scored; the scores themselves are at least float32.
+    """
+    eps = torch.finfo(dtype).eps
+    return eps / 2 if dtype in (torch.float16, torch.bfloat16) else 32 * eps
+
+
+def rank_by_score(scores: Tensor, tolerance: float) -> Tensor:
+    """The order of falling scores in which ties go by position.
+
+    Ties are neighbours in that order which are at most `tolerance` apart, and runs of such
+    neighbours up to `_WIDEST_TIE` tolerances wide: what decides between tokens that are the same
+    but for rounding must not be the last bit of a matrix product, which differs with the
+    processor, the batch and the length.
+
+    Args:
+        scores: `(rows, length)`.
+
+    Returns:
+        `(rows, length)` long, the item of each rank.
+    """
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    ranked = scores.gather(1, order)
+    starts = F.pad(ranked[:, :-1] - ranked[:, 1:] > tolerance, (1, 0), value=True)
+    run = starts.cumsum(dim=1) - 1
+    # The first and the last score of each run tell how wide it is.
+    last = torch.zeros_like(ranked).scatter_reduce(1, run, ranked, "amin", include_self=False)
+    first = torch.zeros_like(ranked).scatter_reduce(1, run, ranked, "amax", include_self=False)
+    too_wide = (first - last > _WIDEST_TIE * tolerance).gather(1, run)
+    run = (starts | too_wide).cumsum(dim=1)
+    return order.gather(1, (run * scores.size(1) + order).argsort(dim=1))
 
 
 def sum_by_slot(values: Tensor, assignment: Tensor, num_slots: int) -> Tensor:
@@ -119,6 +179,7 @@ def _knock_out(
     targets: Tensor,
     num_slots: int,
     base: float,
+    tolerance: float,
     winner_takes_all: bool,
 ) -> Pooling:
     rows, width = scores.shape
@@ -132,7 +193,7 @@ def _knock_out(
         survivors = torch.minimum(remaining, torch.maximum(targets, (remaining + 1) // 2))
         size = min(size, max(num_slots, (size + 1) // 2))
         new_item, log_share, item_scores, item_leader = _one_round(
-            item_scores, item_leader, remaining, survivors, size, base, winner_takes_all
+            item_scores, item_leader, remaining, survivors, size, base, tolerance, winner_takes_all
         )
         log_weights = log_weights + log_share.gather(1, item)
         item, remaining = new_item.gather(1, item), survivors
@@ -162,6 +223,7 @@ def _one_round(
     survivors: Tensor,
     size: int,
     base: float,
+    tolerance: float,
     winner_takes_all: bool,
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """One round of a knock-out. Items come and go in reading order.
@@ -172,8 +234,7 @@ def _one_round(
     """
     n, t = remaining.unsqueeze(1), survivors.unsqueeze(1)
     is_item = ~length_mask(remaining, scores.size(1))
-    order = scores.detach().masked_fill(~is_item, -1.0)
-    order = order.argsort(dim=1, descending=True, stable=True)
+    order = rank_by_score(scores.detach().masked_fill(~is_item, -1.0), tolerance)
     ranked = scores.gather(1, order)
     rank = torch.arange(scores.size(1), device=scores.device).expand_as(order)
     unpaired = 2 * t - n

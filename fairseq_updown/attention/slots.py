@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .functional import MASKED_LOGIT, full_precision, length_mask
-from .pooling import POOLINGS, straight_through, sum_by_slot
+from .pooling import POOLINGS, straight_through, sum_by_slot, tie_tolerance
 
 
 class PooledBlocks(NamedTuple):
@@ -94,7 +94,9 @@ class BlockPooling(nn.Module):
             state: the layer before's, or None in an anchor layer.
         """
         logits = self.score(x, direction, offset)
-        pooled = self.assign(logits, lengths, counts) if state is None else state
+        pooled = state
+        if pooled is None:
+            pooled = self.assign(logits, lengths, counts, tie_tolerance(x.dtype))
         slot_range = torch.arange(self.num_slots, device=x.device).unsqueeze(-1)
         member = pooled.assignment.unsqueeze(-2) == slot_range
         log_weights = pooled.log_weights
@@ -114,7 +116,9 @@ class BlockPooling(nn.Module):
             towards = (direction + full_precision(self.scorer)).unsqueeze(-1)
             return (full_precision(x) @ towards).squeeze(-1) + offset.unsqueeze(-1)
 
-    def assign(self, logits: Tensor, lengths: Tensor, counts: Optional[Tensor]) -> PooledBlocks:
+    def assign(
+        self, logits: Tensor, lengths: Tensor, counts: Optional[Tensor], tolerance: float
+    ) -> PooledBlocks:
         """The anchor's part: which token goes to which slot (the slots' states are not yet set)."""
         blocks, block_size = logits.shape[:2], logits.size(2)
         row_lengths = lengths.flatten()
@@ -124,6 +128,7 @@ class BlockPooling(nn.Module):
             torch.full_like(row_lengths, self.num_slots),
             self.num_slots,
             self.pooling_base,
+            tolerance,
         )
         if counts is None:
             row_counts = (~length_mask(row_lengths, block_size)).to(logits.dtype)

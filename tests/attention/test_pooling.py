@@ -6,7 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_updown.attention.pooling import POOLINGS, combine, straight_through, sum_by_slot
+from fairseq_updown.attention.pooling import (
+    POOLINGS,
+    combine,
+    rank_by_score,
+    straight_through,
+    sum_by_slot,
+    tie_tolerance,
+)
 
 NAMES = list(POOLINGS)
 rows = st.lists(
@@ -23,7 +30,9 @@ def run(name, rows, seed, base=20.0, ties=False):
     if ties:
         scores = (scores * 3).round() / 4 + 0.1
     num_slots = max(1, int(torch.minimum(lengths, targets).max()))
-    return scores, num_slots, POOLINGS[name](scores, lengths, targets, num_slots, base)
+    tolerance = tie_tolerance(scores.dtype)
+    pooled = POOLINGS[name](scores, lengths, targets, num_slots, base, tolerance)
+    return scores, num_slots, pooled
 
 
 @given(
@@ -111,3 +120,37 @@ def test_the_soft_gradient_is_that_of_the_weights():
 
     scores = torch.rand(1, 9).double().requires_grad_()
     assert torch.autograd.gradcheck(slots, scores)
+
+
+@given(
+    name=st.sampled_from(NAMES),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+    words=st.lists(st.integers(0, 4), min_size=2, max_size=40),
+    target=st.integers(1, 9),
+    seed=st.integers(0, 9999),
+)
+def test_rounding_does_not_decide_between_repeated_tokens(name, dtype, words, target, seed):
+    """A word has one score, but for noise as large as the rounding of its vector."""
+    generator = torch.Generator().manual_seed(seed)
+    exact = torch.tensor([[0.05, 0.3, 0.55, 0.75, 0.95]])[:, words]
+    exact = exact.to(torch.promote_types(dtype, torch.float32))
+    noise = (torch.rand(exact.shape, generator=generator) - 0.5) * tie_tolerance(dtype)
+    length, targets = torch.tensor([len(words)]), torch.tensor([target])
+    pooled = [
+        POOLINGS[name](scores, length, targets, target, 20.0, tie_tolerance(dtype))
+        for scores in (exact, exact + noise.to(exact))
+    ]
+    assert rank_by_score(exact + noise.to(exact), tie_tolerance(dtype)).equal(
+        exact.argsort(dim=1, descending=True, stable=True)
+    )
+    if dtype in (torch.float64, torch.float32):  # noise grows with the rounds of a tournament
+        assert pooled[0].assignment.equal(pooled[1].assignment)
+        assert pooled[0].leader.equal(pooled[1].leader)
+
+
+def test_a_dense_crowd_of_different_scores_is_no_tie():
+    tolerance = tie_tolerance(torch.float32)
+    scores = 0.5 + torch.arange(64).flip(0) * tolerance / 2
+    assert rank_by_score(scores.flip(0).unsqueeze(0), tolerance).tolist() == [
+        list(range(63, -1, -1))
+    ]

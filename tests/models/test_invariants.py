@@ -47,6 +47,29 @@ def test_whole_model_equals_the_slow_oracle(name, src_len, tgt_len):
     torch.testing.assert_close(actual, expected, **EXACT)
 
 
+@given(
+    words=st.lists(st.integers(4, 7), min_size=6, max_size=40),
+    pooling=st.sampled_from(["tournament", "topk"]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
+def test_repeated_tokens_without_positions_pool_alike_in_any_batch(words, pooling, dtype):
+    """Their scores differ by rounding alone, which differs with the batch: position decides."""
+    options = dict(no_token_positional_embeddings=True, updown_pooling=pooling)
+    model = build(**options).to(dtype)
+    row, other = torch.tensor(words), torch.full((47,), 9)
+    with torch.no_grad():
+        alone = model.encoder(row.unsqueeze(0))
+        batch = model.encoder(pad_rows([other, row, other[:3]], left=True))
+    for name in ("memory_counts", "source_slot"):
+        for expected, actual in zip(alone[name], batch[name]):
+            found = actual[1, -len(words) :] if name == "source_slot" else actual[1]
+            size = expected.size(1)
+            assert found[:size].equal(expected[0])
+    if dtype == torch.float64:
+        memory = reference.encode(model, row, pooling)
+        torch.testing.assert_close(alone["encoder_out"][0][:, 0], memory[0], **EXACT)
+
+
 # 1. Ordinary attention when everything fits its block
 
 

@@ -17,13 +17,33 @@ class Item:
     leader: int
 
 
-def tournament(scores: Tensor, target: int, base: float, hard: bool = False) -> List[Item]:
+def falling(items: List[Item], tolerance: float) -> List[Item]:
+    """Items by falling score; runs of scores within `tolerance` of each other, no wider than four
+    of them, by position."""
+    items = sorted(items, key=lambda item: (-float(item.score), item.leader))
+    runs: List[List[Item]] = []
+    for item in items:
+        if runs and float(runs[-1][-1].score) - float(item.score) <= tolerance:
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    ordered = []
+    for run in runs:
+        if float(run[0].score) - float(run[-1].score) <= 4 * tolerance:
+            run = sorted(run, key=lambda item: item.leader)
+        ordered += run
+    return ordered
+
+
+def tournament(
+    scores: Tensor, target: int, base: float, hard: bool = False, tolerance: float = 0.0
+) -> List[Item]:
     """Design, "The tournament", literally; slots in reading order of their leaders."""
     one = scores.new_ones(())
     items = [Item({i: one}, s, i) for i, s in enumerate(scores)]
     while len(items) > target:
         size = max(target, math.ceil(len(items) / 2))
-        items.sort(key=lambda item: (-float(item.score), item.leader))
+        items = falling(items, tolerance)
         unpaired = 2 * size - len(items)
         winners, rest = items[:unpaired], items[unpaired:]
         for k in range(len(rest) // 2):
@@ -51,7 +71,8 @@ def mean_groups(scores: Tensor, target: int) -> List[Item]:
 def pool(name: str, scores: Tensor, target: int, base: float) -> List[Item]:
     if name == "mean":
         return mean_groups(scores, target)
-    return tournament(scores, target, base, hard=name == "topk")
+    tolerance = 32 * torch.finfo(scores.dtype).eps
+    return tournament(scores, target, base, hard=name == "topk", tolerance=tolerance)
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """The benchmark measures once, resumes, refuses what it cannot do, and counts what torch does."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -19,7 +21,6 @@ from fresh_process import OutOfMemory, in_fresh_process
 
 from fairseq_updown.ops import packed_linear
 
-SCRIPT = Path(cost.__file__)
 CPU = Setup("cpu", "float32")
 STOCK, OURS = "transformer_tiny", "updown_transformer_tiny"
 SMALL = [
@@ -33,8 +34,17 @@ SMALL = [
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, str]:
     """A folder with the JSON and the PNG of a small run of all sections, and what it printed."""
     folder = tmp_path_factory.mktemp("benchmark")
-    files = ["--json", folder / "out.json", "--png", folder / "new" / "out.png"]
-    return folder, run(Path(sys.executable).name, SCRIPT, *SMALL, *files)
+    files = ["--json", str(folder / "out.json"), "--png", str(folder / "new" / "out.png")]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert cost.main([*SMALL, *files]) == 0
+    return folder, printed.getvalue()
+
+
+def test_the_program_runs_from_any_folder(tmp_path: Path) -> None:
+    sizes = ["--sections", "sentences", "--repeats", "1"]
+    printed = run(Path(sys.executable).name, cost.__file__, *SMALL, *sizes, cwd=tmp_path)
+    assert printed.count(f"`{OURS}`") == 2
 
 
 def test_every_section_has_its_rows_and_figures(measured: Tuple[Path, str]) -> None:

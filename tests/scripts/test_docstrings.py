@@ -21,7 +21,7 @@ SPLITS = ("train", "valid", "test")
 
 @pytest.fixture
 def prepare() -> ModuleType:
-    return importlib.import_module("prepare_docstrings")
+    return importlib.import_module("docstrings")
 
 
 def words(rng: random.Random, count: int) -> str:

@@ -14,7 +14,7 @@ import fairseq.criterions
 import fairseq.data.codedataset
 import fairseq.models
 import fairseq.optim
-import fairseq.tasks
+import fairseq.tasks  # noqa: F401
 import fairseq_cli.eval_lm
 import fairseq_cli.validate  # noqa: F401
 

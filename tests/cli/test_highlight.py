@@ -119,7 +119,7 @@ def test_attention_is_the_mean_of_layers_and_heads_and_sums_to_1(name: str) -> N
     inputs = torch.cat((torch.tensor([EOS]), summary[:-1])).unsqueeze(0)
     with torch.no_grad():
         model.decoder(inputs, encoder_out=encoder_out)
-        found = [module(*given[:4], need_weights=True)[1] for module, given in list(calls)]
+        found = [module(*given[:2], need_weights=True)[1] for module, given in list(calls)]
     to_memory = [weights.mean(dim=(0, 1)) for weights in found]
     assert len(to_memory) == len(layers)
     expected = (sum(to_memory) / len(layers))[:, stages[-1].slot] * stages[-1].weight

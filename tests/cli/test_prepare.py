@@ -15,7 +15,6 @@ import pytest
 
 from fairseq_updown.cli import prepare
 
-SCRIPT = Path(prepare.__file__)
 SPLITS = ("train", "valid", "test")
 SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
 
@@ -356,8 +355,8 @@ def test_the_same_documents_give_the_same_bytes_in_any_process(tmp_path: Path) -
     found = texts(30)
     in_one(tmp_path / "in", "tsv", [*found, (found[0][0] + " more", "some words")])
     build(tmp_path / "here", "--tsv", tmp_path / "in")
-    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path / "there"), "--vocab-size", "90"]
-    command += ["--tsv", str(tmp_path / "in")]
+    command = [sys.executable, "-m", prepare.__name__, "--out", str(tmp_path / "there")]
+    command += ["--vocab-size", "90", "--tsv", str(tmp_path / "in")]
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     subprocess.run(command, check=True, env=environment, capture_output=True)
     assert content(tmp_path / "here") == content(tmp_path / "there")

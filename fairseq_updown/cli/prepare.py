@@ -7,7 +7,9 @@ Three forms are read; each may come in splits, which are kept as they are, or wi
                        data of Cohan et al. (2018). A file is split here. Texts are taken from
                        --source-field and --target-field: a string, or a list of sentences.
     --tsv PATH         a document, a tab and its summary a line; a directory holds train.tsv,
-                       valid.tsv (or val.tsv) and test.tsv, a file is split here
+                       valid.tsv (or val.tsv) and test.tsv, a file is split here. A first line of
+                       single words is a header: of more than two columns, those of --source-field
+                       and --target-field are taken
     --directory DIR    NAME.txt with NAME.summary.txt beside it, in folders train, valid (or val)
                        and test, or all in DIR, and then split here
 
@@ -53,7 +55,8 @@ from ..data.document_corpus import (
     one_line,
     run,
 )
-from .support import UserError, positive, progress
+from ..data.files import open_regular
+from .support import UserError, positive, printable, progress
 
 KIND = "document corpus"
 NAMES = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
@@ -97,7 +100,8 @@ def file_content(path: Path) -> bytes:
         Unfit: it cannot be read
     """
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except FileNotFoundError as error:
         raise Unfit(f"no partner file: {path.name} is missing") from error
     except OSError as error:
@@ -144,18 +148,49 @@ def from_json(place: str, line: bytes, fields: tuple[str, str]) -> tuple[str, st
     return str(name) if isinstance(name, str | int) else place, source, _TAGS.sub(" ", target)
 
 
-def from_tsv(place: str, line: bytes) -> tuple[str, str, str]:
-    """Id, source and target in a line of tab-separated text."""
-    columns = text_of(line).split("\t")
-    if len(columns) != 2:
-        raise Unfit(f"not two columns: {len(columns) - 1} tabs in the line")
-    return place, columns[0], columns[1]
+class TsvFile:
+    """Reads the lines of one file of tab-separated text, of which the first may be a header."""
+
+    def __init__(self, fields: tuple[str, str]) -> None:
+        self.fields = fields
+        self.width = 2
+        self.columns = (0, 1)
+        self.started = False
+
+    def __call__(self, place: str, line: bytes) -> tuple[str, str, str]:
+        """Id, source and target in a line.
+
+        Raises:
+            Unfit: it is the header, or has not as many columns
+            UserError: the header does not tell which columns to take
+        """
+        first, self.started = not self.started, True
+        columns = text_of(line).rstrip("\r\n").split("\t")
+        if first and len(columns) > 1 and all(len(name.split()) == 1 for name in columns):
+            self.read_header(place, [name.strip() for name in columns])
+            raise Unfit(f"header line: it names {', '.join(map(repr, columns))}")
+        if len(columns) != self.width:
+            count = {2: "two"}.get(self.width, self.width)
+            raise Unfit(f"not {count} columns: {len(columns) - 1} tabs in the line")
+        source, target = (columns[number] for number in self.columns)
+        return place, source, target
+
+    def read_header(self, place: str, names: list[str]) -> None:
+        """Choose the columns: the named ones, or the two that there are."""
+        self.width = len(names)
+        if all(field in names for field in self.fields):
+            self.columns = (names.index(self.fields[0]), names.index(self.fields[1]))
+        elif len(names) > 2:
+            raise UserError(
+                f"{place} names the columns {', '.join(names)}: choose two of them with "
+                "--source-field and --target-field"
+            )
 
 
 def lines_of(path: Path, read: Callable[[str, bytes], tuple[str, str, str]]) -> Iterator[Item]:
     """The lines of a file as items; empty ones are passed over."""
-    with path.open("rb") as file:
-        for number, line in enumerate(progress(file, f"reading {path.name}"), 1):
+    with open_regular(path) as file:
+        for number, line in enumerate(progress(file, f"reading {printable(path.name)}"), 1):
             if line.strip():
                 place = f"{path.name}:{number}"
                 yield Item(place, functools.partial(read, place, line))
@@ -271,11 +306,11 @@ def input_files(paths: Iterable[Path]) -> list[Path]:
 
 def items_of(form: str, path: Path, args: argparse.Namespace) -> Iterator[Item]:
     """The items in one file or directory."""
+    fields = (args.source_field, args.target_field)
     if form == "directory":
         return files_of(path)
     if form == "tsv":
-        return lines_of(path, from_tsv)
-    fields = (args.source_field, args.target_field)
+        return lines_of(path, TsvFile(fields))
     return lines_of(path, lambda place, line: from_json(place, line, fields))
 
 
@@ -295,7 +330,7 @@ def build(args: argparse.Namespace) -> None:
     form, paths = find_input(args)
     options = {form: str(getattr(args, form).resolve()), "max_words": args.max_words}
     options["files"] = fingerprint(input_files(paths.values()))
-    if form == "json_lines":
+    if form != "directory":
         options |= {"source_field": args.source_field, "target_field": args.target_field}
 
     def read(report: dict[str, Any], drops: Counter[str]) -> Mapping[str, Iterable[Document]]:
@@ -330,9 +365,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     origin.add_argument("--directory", type=Path, metavar="DIR", help="NAME.txt, NAME.summary.txt")
     add = parser.add_argument
     add("--source-field", default="article_text", metavar="NAME",
-        help="field of the document in --json-lines (default %(default)s)")  # fmt: skip
+        help="document in --json-lines, or column in --tsv (default %(default)s)")  # fmt: skip
     add("--target-field", default="abstract_text", metavar="NAME",
-        help="field of the summary in --json-lines (default %(default)s)")  # fmt: skip
+        help="summary in --json-lines, or column in --tsv (default %(default)s)")  # fmt: skip
     add("--max-words", type=positive, default=100_000, metavar="N",
         help="cut documents to N words (default %(default)s)")  # fmt: skip
     return parser.parse_args(argv)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -10,7 +11,8 @@ class RepeatBlocker(nn.Module):
     """Forbids a hypothesis to say the same run of `size` tokens twice.
 
     It takes the place of fairseq's, which compares the padding after the hypothesis instead of its
-    last tokens, so that `--no-repeat-ngram-size` does nothing (fairseq issues 4709 and 5206).
+    last tokens, so that `--no-repeat-ngram-size` does nothing (fairseq issues 4709 and 5206). Where
+    only one token may come, a prefix that is being forced, it may come though it repeats.
     """
 
     def __init__(self, size: int):
@@ -33,11 +35,13 @@ class RepeatBlocker(nn.Module):
         runs = said.unfold(1, self.size, 1)  # rows x runs x size
         recent = said[:, said.size(1) - self.size + 1 :].unsqueeze(1)
         row, run = (runs[:, :, :-1] == recent).all(dim=2).nonzero(as_tuple=True)
-        lprobs[row, runs[row, run, -1]] = -math.inf
-        return lprobs
+        blocked = lprobs.clone()
+        blocked[row, runs[row, run, -1]] = -math.inf
+        nothing_left = blocked.eq(-math.inf).all(dim=1, keepdim=True)
+        return lprobs.copy_(torch.where(nothing_left, lprobs, blocked))
 
 
-def mend(generator: Any) -> Any:
+def fix_repeat_blocker(generator: Any) -> Any:
     """Makes a generator of fairseq's do what its options say; returns it."""
     blocker = getattr(generator, "repeat_ngram_blocker", None)
     if blocker is not None and not isinstance(blocker, RepeatBlocker):

@@ -17,7 +17,7 @@ from fairseq.data import data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from ..data.files import open_regular
-from ..decoding.repeats import mend
+from ..decoding.repeats import fix_repeat_blocker
 from ..errors import UserError
 
 SENTENCEPIECE_MODEL = "spm.model"
@@ -224,4 +224,4 @@ def build_generator(task: Any, models: Sequence[Any], search: Namespace) -> Any:
             f"--min-len {search.min_len} is more than the {longest} pieces of a longest summary "
             "(--max-len-b, and the checkpoint's --max-target-positions): make it smaller"
         )
-    return mend(task.build_generator(models, search))
+    return fix_repeat_blocker(task.build_generator(models, search))

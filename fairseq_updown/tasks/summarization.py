@@ -21,7 +21,7 @@ from ..data.summarization_dataset import (
     TruncationCount,
     truncate,
 )
-from ..decoding.repeats import mend
+from ..decoding.repeats import fix_repeat_blocker
 from ..scoring.rouge import ROUGE_TYPES, Rouge
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ class SummarizationTask(TranslationTask):
     # ----------------------------------------------------------------------------------- ROUGE
 
     def build_generator(self, *args: Any, **kwargs: Any) -> Any:
-        return mend(super().build_generator(*args, **kwargs))
+        return fix_repeat_blocker(super().build_generator(*args, **kwargs))
 
     def inference_step(
         self,

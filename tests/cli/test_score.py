@@ -8,7 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+
+from fairseq_updown.cli import score
 
 
 @pytest.fixture
@@ -189,3 +192,12 @@ def test_bad_inputs_name_the_value_and_the_remedy(
     options = [given["--references"] if part == "REF" else part for part in options]
     with pytest.raises(SystemExit, match=message):
         scores.main([*options, str(bad)])
+
+
+def test_the_bootstrap_is_that_of_all_draws_at_once() -> None:
+    generator = np.random.default_rng(5)
+    ours, theirs = generator.random(31), generator.random(31)
+    found = score.paired_difference(list(ours), list(theirs))
+    draws = np.random.default_rng(1).integers(31, size=(1000, 31))
+    low, high = np.percentile((ours - theirs)[draws].mean(axis=1), [2.5, 97.5])
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=1e-12)

@@ -33,6 +33,14 @@ def test_exactly_the_repeats_are_forbidden(rows: list, size: int, step: int) -> 
         assert {t for t in range(9) if scores[t] == -math.inf} == expected
 
 
+def test_a_forced_prefix_may_repeat() -> None:
+    """Only the prefix's next token is left, and it would repeat a pair: it stays."""
+    tokens = torch.tensor([[2, 4, 5, 4, 1, 1]])
+    lprobs = torch.full((1, 9), -math.inf)
+    lprobs[0, 5] = -0.5
+    assert RepeatBlocker(2)(tokens, lprobs.clone(), 1, 1, 3).equal(lprobs)
+
+
 def generator(model: Any, **options: Any) -> Any:
     dictionary = toy_task().source_dictionary
     task = SummarizationTask(SummarizationConfig(), dictionary, dictionary)

@@ -1,5 +1,6 @@
 """Every flag reaches the built model, by command line and by yaml; bad ones are refused."""
 
+import math
 from argparse import Namespace
 from typing import Any, Dict
 
@@ -160,6 +161,13 @@ def test_has_every_flag_of_the_stock_transformer() -> None:
         (dict(updown_cross_slots=-2), "--updown-cross-slots -2"),
         (dict(updown_pooling="median"), "--updown-pooling median.*tournament"),
         (dict(updown_pooling_base=1.0), "--updown-pooling-base 1.0"),
+        (dict(updown_pooling_base=math.inf), "--updown-pooling-base inf"),
+        (dict(updown_pooling_base=math.nan), "--updown-pooling-base nan"),
+        (dict(updown_pool_rate=math.inf), "--updown-pool-rate inf"),
+        (dict(updown_pool_rate=math.nan), "--updown-pool-rate nan"),
+        (dict(max_source_positions=-5), "--max-source-positions -5"),
+        (dict(max_target_positions=0), "--max-target-positions 0"),
+        (dict(encoder_layers=0), "--encoder-layers 0"),
         (dict(updown_pool_layers="0"), "no encoder layer 0"),
         (dict(updown_pool_layers="2,9"), "no encoder layer 9"),
         (dict(updown_pool_layers="2,2"), "each layer once"),

@@ -5,6 +5,7 @@ line, in yaml or through an architecture; only then the defaults below fill in. 
 named in a hydra file (`model: {_name: updown_transformer_arxiv}`) counts just as `--arch` does.
 """
 
+import math
 import re
 from argparse import Namespace
 from dataclasses import field, fields, is_dataclass, make_dataclass
@@ -197,8 +198,18 @@ def validate(args: Namespace) -> None:
         fits = getattr(args, slots) <= getattr(args, block)
         remedy = f"a block cannot have more slots than tokens; use at most {_flag(block)}"
         _require(args, slots, fits, f"{remedy} = {getattr(args, block)}")
-    _require(args, "updown_pool_rate", args.updown_pool_rate >= 1, "it must be at least 1")
-    _require(args, "updown_pooling_base", args.updown_pooling_base > 1, "it must be above 1")
+    rate, base = args.updown_pool_rate, args.updown_pooling_base
+    remedy = "it must be a finite number of at least 1"
+    _require(args, "updown_pool_rate", 1 <= rate < math.inf, remedy)
+    # base ** score, of scores below 1, must stay well within float32.
+    _require(args, "updown_pooling_base", 1 < base <= 1e6, "it must be above 1 and at most 1e6")
+    for name in (
+        "encoder_layers",
+        "decoder_layers",
+        "max_source_positions",
+        "max_target_positions",
+    ):
+        _require(args, name, getattr(args, name) >= 1, "it must be at least 1")
     known = str(args.updown_pooling) in POOLINGS
     _require(args, "updown_pooling", known, f"choose {', '.join(POOLINGS)}")
     parse_mixer(args.updown_mixer)

@@ -1,0 +1,89 @@
+"""docs/own-data.md: its commands run as they are printed, on a few made-up documents."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from commands import PLUGIN
+
+PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
+# All that differs from the page: each must stand there exactly once.
+TINY = {
+    "--vocab-size 8000": "--vocab-size 60",
+    "--arch updown_transformer_arxiv": "--arch updown_transformer_tiny",
+    "--max-update 100000": "--max-update 2",
+}
+
+
+def printed_commands() -> list[list[str]]:
+    """The words of each command between the page's markers, with the replacements made."""
+    text = PAGE.read_text(encoding="utf-8")
+    block = re.search(r"commands: begin -->\n```bash\n(.*?)```\n<!-- commands: end", text, re.S)
+    assert block
+    script = block[1].replace("\\\n", " ")
+    for printed, tiny in TINY.items():
+        assert script.count(printed) == 1
+        script = script.replace(printed, tiny)
+    script = script.replace("$(python -m fairseq_updown)", str(PLUGIN))
+    return [shlex.split(line) for line in script.splitlines()]
+
+
+def main_of(command: str) -> Callable[[], object]:
+    """What the installed command calls."""
+    (entry,) = metadata.entry_points(group="console_scripts", name=command)
+    return entry.load()
+
+
+def run(words: list[str]) -> None:
+    """Run a command in this process (each import of fairseq takes seconds); "> FILE" is obeyed."""
+    output = "printed.txt"
+    if words[-2] == ">":
+        *words, _, output = words
+    if words[0] == "cp":
+        shutil.copy(*words[1:])
+        return
+    with pytest.MonkeyPatch.context() as patch, open(output, "w", encoding="utf-8") as file:
+        patch.setattr(sys, "argv", words)
+        with contextlib.redirect_stdout(file):
+            assert not main_of(words[0])()
+
+
+def made_up_documents(folder: Path) -> None:
+    """documents.tsv with a header, 40 documents and their summaries; report.txt."""
+    rng = random.Random(1)
+
+    def text(count: int) -> str:
+        return " ".join("".join(rng.choices(["ba", "ke", "li", "mo"], k=3)) for _ in range(count))
+
+    rows = [f"{text(30)}\t{text(5)}\n" for _ in range(40)]
+    (folder / "documents.tsv").write_text("document\tsummary\n" + "".join(rows))
+    (folder / "report.txt").write_text(text(30))
+
+
+def test_own_documents_become_a_scored_summarizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made_up_documents(tmp_path)
+    printed = {}
+    for words in printed_commands():
+        run(words)
+        printed[words[0]] = Path("printed.txt").read_text()
+    assert len(Path("corpus/raw/train.src").read_text().splitlines()) == 32  # not the header
+    # it has stopped, and left two checkpoints
+    assert sorted(path.name for path in Path("checkpoints").iterdir()) == [
+        "checkpoint_best.pt",
+        "checkpoint_last.pt",
+    ]
+    assert re.search(r"^ROUGE-L +\d", printed["updown-score"], re.M)
+    assert "4 samples" in printed["updown-score"]
+    assert printed["updown-summarize"].strip()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, forkserver, get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,10 +110,16 @@ def alone(device: str, function: Callable[..., T], *arguments: Any) -> T:
 @cache
 def _server() -> BaseContext:
     """Processes that fork from a server, which finds these modules by way of PYTHONPATH."""
-    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
-    os.environ["PYTHONSAFEPATH"] = "1"  # not from the current folder, which may have a common/
     context = get_context("forkserver")
     # What an optimizer imports at its first step is no memory of that step.
     context.set_forkserver_preload(["cost_limits", "torch._dynamo"])
+    before = dict(os.environ)
+    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+    os.environ["PYTHONSAFEPATH"] = "1"  # not from the current folder, which may have namesakes
+    try:
+        forkserver.ensure_running()
+    finally:  # other programs that this one starts find their modules as ever
+        os.environ.clear()
+        os.environ.update(before)
     return context

@@ -4,12 +4,14 @@ from argparse import Namespace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerModel
 
 from fairseq_updown.decoding.cache import DecodingState
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel
+from fairseq_updown.models.updown_transformer import model as updown_model
 
 PAD = 1
 # Tolerance of the tests that say exact: float64.
@@ -70,17 +72,24 @@ CONFIGURATIONS = {
     "layernorm embedding": dict(layernorm_embedding=True, share_all_embeddings=True),
     "other decoder width": dict(decoder_embed_dim=8),
     "checkpointed": dict(checkpoint_activations=True),
+    "plain operators": dict(plain=True),
 }
 
 
-def build(kind: str = "updown", seed: int = 0, perturb: bool = True, **options: Any) -> Any:
-    """A float64 model in eval mode; `perturb` moves our parameters off their neutral start."""
+def build(
+    kind: str = "updown", seed: int = 0, perturb: bool = True, plain: bool = False, **options: Any
+) -> Any:
+    """A float64 model in eval mode; `perturb` moves our parameters off their neutral start, `plain`
+    leaves the fast forms of `ops/` out."""
     torch.manual_seed(seed)
     task = toy_task()
     if kind == "stock":
         return TransformerModel.build_model(Namespace(**{**STOCK, **options}), task).double().eval()
     flags = {**STOCK, **COMPRESSED, **options}
-    model = UpdownTransformerModel.build_model(Namespace(**flags), task).double().eval()
+    with pytest.MonkeyPatch.context() as patch:
+        if plain:
+            patch.setattr(updown_model, "accelerate", lambda model: model)
+        model = UpdownTransformerModel.build_model(Namespace(**flags), task).double().eval()
     if perturb:
         with torch.no_grad():
             for name, parameter in model.named_parameters():

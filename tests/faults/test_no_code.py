@@ -55,14 +55,14 @@ def nested(names: List[str], text: str) -> Dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["cfg", "args"])
+@pytest.mark.parametrize("form", ["cfg", "dict", "args"])
 @pytest.mark.parametrize("place", list(PLACES))
 def test_a_checkpoint_runs_nothing(
-    place: str, legacy: bool, payload: str, data: Path, tmp_path: Path
+    place: str, form: str, payload: str, data: Path, tmp_path: Path
 ) -> None:
     arch, flags, names = PLACES[place]
     args = parse(data, arch, *flags)
-    path = save_checkpoint(tmp_path / "a.pt", args, nested(names, payload), legacy=legacy)
+    path = save_checkpoint(tmp_path / "a.pt", args, nested(names, payload), form=form)
     # fairseq's own parser may find it first, or the option is not read at all: the trap tells.
     with contextlib.suppress(ValueError):
         checkpoint_utils.load_model_ensemble_and_task([str(path)], {"data": str(data)})
@@ -142,7 +142,7 @@ def test_literals_mean_what_they_meant(data: Path, tmp_path: Path) -> None:
         ("fconv", FCONV),
     ):
         args = parse(data, arch, *flags)
-        path = save_checkpoint(tmp_path / "a.pt", args, legacy=arch == "fconv")
+        path = save_checkpoint(tmp_path / "a.pt", args, form="args")
         (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)])
         assert sum(parameter.numel() for parameter in model.parameters()) > 1000
 

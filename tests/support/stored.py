@@ -39,13 +39,14 @@ def save_checkpoint(
     args: Namespace,
     model: Optional[Dict[str, Any]] = None,
     weights: Optional[Dict[str, Any]] = None,
-    legacy: bool = False,
+    form: str = "cfg",
 ) -> Path:
     """Saves a model, newly drawn if no `weights` are given, with its options.
 
     Args:
         model: options changed in the stored file only.
-        legacy: store an `args` Namespace, as fairseq did before it had hydra.
+        form: "args": store a Namespace of all options, as fairseq did before it had hydra; "dict":
+            the model's options as a dict also where fairseq-train stores a Namespace.
     """
     cfg = convert_namespace_to_omegaconf(args)
     if weights is None:
@@ -56,8 +57,8 @@ def save_checkpoint(
     options = stored["model"]  # a Namespace where the model has no configuration class
     (vars(options) if isinstance(options, Namespace) else options).update(model or {})
     state = {
-        "args": Namespace(**{**vars(args), **(model or {})}) if legacy else None,
-        "cfg": None if legacy else stored,
+        "args": Namespace(**{**vars(args), **(model or {})}) if form == "args" else None,
+        "cfg": None if form == "args" else stored,
         "model": weights,
         "optimizer_history": [{**history, "num_updates": 1}],
         "extra_state": {"train_iterator": {"epoch": 1}},

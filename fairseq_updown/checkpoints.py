@@ -1,14 +1,24 @@
-"""Lets fairseq's own checkpoints load with torch >= 2.6, and nothing else.
+"""fairseq's own checkpoints load with torch >= 2.6, and a torn one does not end a training.
 
 torch loads with `weights_only=True` and refuses every class it does not know. The classes below
 are what fairseq stores beside tensors; none of them runs code when it is loaded.
 """
 
+import functools
+import logging
+import os
+import re
+import shutil
+import zipfile
 from argparse import Namespace
-from typing import Any, List
+from pathlib import Path
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch
+from fairseq import checkpoint_utils
+
+logger = logging.getLogger(__name__)
 
 
 def _safe_classes() -> List[Any]:
@@ -25,3 +35,72 @@ def _safe_classes() -> List[Any]:
 
 
 torch.serialization.add_safe_globals(_safe_classes())
+
+
+def is_torn(path: Path) -> bool:
+    """Whether a checkpoint was not written to its end, or holds other bytes than were written."""
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return archive.testzip() is not None
+        except zipfile.BadZipFile:
+            return True
+    with path.open("rb") as file:
+        return file.read(1) != b"\x80"  # the pickle that torch wrote before 1.6 has no checksum
+
+
+def replace_torn(last: Path) -> None:
+    """Puts the whole checkpoint of most updates beside it in the place of a torn one.
+
+    fairseq writes one file of each save whole and copies it over the others, in place: a kill in
+    that instant, or a full disk, tears them. Where none is whole, the torn one is set aside.
+    Several processes may do this at once.
+    """
+    if not last.is_file() or not is_torn(last):
+        return
+    found: Dict[int, Path] = {}
+    for path in last.parent.glob("checkpoint*.pt"):
+        if re.fullmatch(r"checkpoint(\d+|_\d+_\d+|_best|\.best_.*)\.pt", path.name):
+            updates = _updates(path)
+            if updates is not None:
+                found[updates] = path
+    if not found:
+        aside = last.with_name(f"{last.name}.torn")
+        logger.warning("%s is torn and no checkpoint beside it is whole: now %s", last, aside)
+        last.replace(aside)
+        return
+    newest = found[max(found)]
+    logger.warning("%s is torn: going on from %s, at %d updates", last, newest.name, max(found))
+    partial = last.with_name(f".{last.name}.partial-{os.getpid()}")
+    try:
+        shutil.copyfile(newest, partial)
+        partial.replace(last)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _updates(path: Path) -> Optional[int]:
+    """How many updates a checkpoint was trained with; None if it is not a whole one."""
+    try:
+        if is_torn(path):
+            return None
+        # mapped: of the tensors nothing is read
+        state = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path))
+        return int(state["optimizer_history"][-1]["num_updates"])
+    except Exception as error:  # whatever a file of another kind makes the loader stumble over
+        logger.warning("%s is passed by: %s", path, type(error).__name__)
+        return None
+
+
+_load_checkpoint = checkpoint_utils.load_checkpoint
+
+
+@functools.wraps(_load_checkpoint)
+def _load_whole_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
+    # Shards have a suffix, and must all be of the same update.
+    if cfg.restore_file == "checkpoint_last.pt" and not trainer.checkpoint_suffix:
+        replace_torn(Path(cfg.save_dir, cfg.restore_file))
+    return _load_checkpoint(cfg, trainer, **kwargs)
+
+
+checkpoint_utils.load_checkpoint = _load_whole_checkpoint

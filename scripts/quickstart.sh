@@ -54,14 +54,6 @@ fi
 # Sources are cut to 96 pieces for the sake of the minutes; blocks of 32 pieces with four slots each
 # keep compression at work. No pool layers: the memory is short as it is.
 say "4/6 fairseq-train, $updates updates"
-# fairseq copies checkpoint_last.pt in place: a kill in that instant leaves it torn. The numbered
-# checkpoints are written whole; go on from the newest.
-last=$work/checkpoints/checkpoint_last.pt
-if [ -e "$last" ] && ! "$bin/python" -m zipfile -t "$last" >/dev/null 2>&1; then
-  rm "$last"
-  newest=$(ls -t "$work"/checkpoints/checkpoint_*_*.pt 2>/dev/null | head -n 1 || true)
-  if [ -n "$newest" ]; then cp "$newest" "$last"; fi
-fi
 generated=$work/generated-$updates.txt
 [ -f "$generated" ] || # fairseq would take one more update than --max-update at every rerun
   "$bin/fairseq-train" "$work/bin" --user-dir "$plugin" \

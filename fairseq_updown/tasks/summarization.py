@@ -76,6 +76,10 @@ class SummarizationTask(TranslationTask):
     A document over the limit is cut (`--truncate-source`, `--truncate-target`, counted in the log)
     or refused. The limit is the smaller of the task's and the model's, so one of them is enough.
     Summaries are cut for the loss only: scores always compare with the whole reference.
+
+    Every epoch has batches of its own, so that a training that was interrupted in any epoch goes on
+    with the very samples it would have seen: fairseq's other tasks keep the first epoch's batches
+    until they are restarted (its `--update-epoch-batch-itr`, which is not needed here, ends that).
     """
 
     cfg: SummarizationConfig
@@ -210,6 +214,12 @@ class SummarizationTask(TranslationTask):
             )
         logger.warning("%s and are left out", message)
         return kept
+
+    def can_reuse_epoch_itr(self, dataset: Any) -> bool:
+        """Not in training: a restart could not draw an earlier epoch's batches again."""
+        return dataset is not self.datasets.get(self.cfg.train_subset) and (
+            super().can_reuse_epoch_itr(dataset)
+        )
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As the parent's, but every sample is in some batch.

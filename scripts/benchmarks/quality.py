@@ -27,7 +27,6 @@ import re
 import shlex
 import subprocess
 import sys
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -146,7 +145,6 @@ class Run:
         interval = max(1, args.updates // args.validations // 8)
         every = str(8 * interval)
         log = self.folder / "train.log"
-        drop_torn_checkpoint(self.folder / "checkpoints")
         peak = self.call(
             "fairseq-train", log, *self.options(), *self.validation(),
             *("--validate-interval-updates", every, "--save-interval-updates", every),
@@ -230,20 +228,6 @@ def read_training_log(path: Path) -> dict[str, Any]:
         "updates per second": float(np.percentile(list(speeds.values()), 90)),
         "curve": [(updates, *curve[updates]) for updates in sorted(curve)],
     }
-
-
-def drop_torn_checkpoint(folder: Path) -> None:
-    """Replaces a checkpoint_last.pt that is not whole by the newest numbered one, or removes it.
-
-    fairseq copies the numbered one there in place; a kill in that instant leaves it torn.
-    """
-    last = folder / "checkpoint_last.pt"
-    if not last.exists() or zipfile.is_zipfile(last):
-        return
-    last.unlink()
-    numbered = sorted(folder.glob("checkpoint_*_*.pt"), key=lambda path: path.stat().st_mtime)
-    if numbered:
-        write_atomic(last, numbered[-1].read_bytes())
 
 
 def source_tokens_per_update(data: Path, limit: int, max_tokens: int) -> float:

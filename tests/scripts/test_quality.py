@@ -1,13 +1,11 @@
 """The quality comparison reads what training logged, and runs, resumes and refuses as it says."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
 import quality
-import torch
 
 RUN: Dict[str, Any] = {
     "train": {
@@ -61,21 +59,6 @@ def test_table_compares_at_the_time_of_the_fastest() -> None:
     assert (rows[0]["nll, 40 s"], rows[1]["nll, 40 s"]) == ("6.000 ±0.000", "8.000")
     assert (rows[0]["tokens/s"], rows[1]["tokens/s"]) == ("50", "25")
     assert (rows[0]["valid nll"], rows[1]["valid nll"]) == ("6.000 ±0.000", "5.000")
-
-
-def test_a_torn_checkpoint_gives_way_to_the_newest_whole_one(tmp_path: Path) -> None:
-    last = tmp_path / "checkpoint_last.pt"
-    quality.drop_torn_checkpoint(tmp_path)
-    assert not last.exists()
-    for updates in (8, 16):
-        torch.save(updates, tmp_path / f"checkpoint_1_{updates}.pt")
-        os.utime(tmp_path / f"checkpoint_1_{updates}.pt", (updates, updates))
-    torch.save(24, last)
-    quality.drop_torn_checkpoint(tmp_path)
-    assert torch.load(last) == 24
-    last.write_bytes(last.read_bytes()[:-30])
-    quality.drop_torn_checkpoint(tmp_path)
-    assert torch.load(last) == 16
 
 
 def arguments(work: Path, *more: str) -> List[str]:

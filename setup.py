@@ -27,11 +27,22 @@ setup(
         "fairseq-fixed>=0.12.3",
         "hydra-core",
         "sacrebleu",
+        "filelock",
+        "jinja2",
         "sentencepiece>=0.2.3",
         "rouge-score",
         "tqdm",
     ],
     extras_require={
-        "dev": ["hypothesis", "matplotlib", "mypy", "pytest", "ruff"],
+        "dev": [
+            "hypothesis",
+            "matplotlib",
+            "mypy",
+            "pytest",
+            "pytest-xdist",
+            "python-debian",
+            "ruff",
+        ],
+        "peers": ["transformers"],  # LED and LongT5 in scripts/benchmarks/cost.py
     },
 )

@@ -42,6 +42,9 @@ PoolingFunction = Callable[[Tensor, Tensor, Tensor, int, float, float], Pooling]
 # spans no more than this many tolerances: a dense crowd of different scores is no tie.
 _WIDEST_TIE = 4.0
 
+# e to this power, times any number of tokens, is far from the end of float32.
+_LARGEST_EXPONENT = 64.0
+
 
 def tournament(
     scores: Tensor,
@@ -66,6 +69,46 @@ def tournament(
         tolerance: scores no further apart are ties, see :func:`rank_by_score`.
     """
     return _knock_out(scores, lengths, targets, num_slots, base, tolerance, False)
+
+
+def seeded(
+    scores: Tensor,
+    lengths: Tensor,
+    targets: Tensor,
+    num_slots: int,
+    base: float,
+    tolerance: float = 0.0,
+) -> Pooling:
+    """The tournament with one sort in place of one a round.
+
+    The best r = min(N, target) items are seeds, one a slot; the others are dealt to them in snake
+    order: of rank k, with i = k mod 2r, an item goes to the seed of rank min(i, 2r - 1 - i). A
+    slot's shares are the softmax of its items' base^s, its score is theirs by these shares.
+
+    Where one round is enough, N <= 2r, it is the tournament. Ties break by position. Arguments as
+    in :func:`tournament`.
+    """
+    rows, width = scores.shape
+    is_pad = length_mask(lengths, width)
+    order = rank_by_score(scores.detach().masked_fill(is_pad, -1.0), tolerance)
+    rank = torch.arange(width, device=scores.device)
+    seeds = torch.minimum(lengths, targets).clamp(min=1).unsqueeze(1)
+    leader = torch.zeros_like(is_pad).scatter(
+        1, order, rank < torch.minimum(seeds, lengths[:, None])
+    )
+    turn = rank % (2 * seeds)
+    seed = order.gather(1, torch.minimum(turn, 2 * seeds - 1 - turn))
+    slot_of_seed = (leader.cumsum(dim=1) - 1).gather(1, seed)
+    assignment = torch.empty_like(order).scatter_(1, order, slot_of_seed)
+    assignment = assignment.masked_fill(is_pad, num_slots)
+    strength = base**scores
+    if base > _LARGEST_EXPONENT:
+        strength = strength - _largest_of_slot(strength.detach(), assignment, num_slots)
+    exponential = strength.exp()
+    sums = exponential.new_zeros(rows, num_slots + 1).scatter_add(1, assignment, exponential)
+    log_weights = (strength - sums.log().gather(1, assignment)).masked_fill(is_pad, 0.0)
+    slot_scores = sum_by_slot(log_weights.exp() * scores, assignment, num_slots)
+    return Pooling(assignment, log_weights, leader, slot_scores)
 
 
 def topk(
@@ -105,7 +148,12 @@ def mean(
     return Pooling(assignment, log_weights, first & valid, sums / sizes.clamp(min=1.0))
 
 
-POOLINGS: "dict[str, PoolingFunction]" = {"tournament": tournament, "topk": topk, "mean": mean}
+POOLINGS: "dict[str, PoolingFunction]" = {
+    "seeded": seeded,
+    "tournament": tournament,
+    "topk": topk,
+    "mean": mean,
+}
 
 
 def tie_tolerance(dtype: torch.dtype) -> float:
@@ -148,6 +196,12 @@ def sum_by_slot(values: Tensor, assignment: Tensor, num_slots: int) -> Tensor:
     """Sums `values` `(rows, length)` over the tokens of each slot: `(rows, num_slots)`."""
     sums = values.new_zeros(values.size(0), num_slots + 1)
     return sums.scatter_add(1, assignment, values)[:, :num_slots]
+
+
+def _largest_of_slot(values: Tensor, assignment: Tensor, num_slots: int) -> Tensor:
+    """For each item the largest of `values` `(rows, length)` in its slot."""
+    largest = values.new_full((values.size(0), num_slots + 1), -math.inf)
+    return largest.scatter_reduce(1, assignment, values, "amax").gather(1, assignment)
 
 
 def straight_through(log_weights: Tensor, leader: Tensor) -> Tensor:

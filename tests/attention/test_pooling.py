@@ -100,7 +100,17 @@ def test_topk_keeps_exactly_the_best(length, target, seed):
     assert pooled.leader[0].nonzero().flatten().tolist() == best.tolist()
 
 
-@pytest.mark.parametrize("name", ["tournament", "topk"])
+@given(st.integers(1, 40), st.integers(0, 20), st.integers(0, 99), st.sampled_from([2.0, 200.0]))
+def test_seeded_is_the_tournament_where_one_round_is_enough(target, more, seed, base):
+    length = target + min(more, target)
+    scores = torch.rand(1, length, generator=torch.Generator().manual_seed(seed)).double()
+    size = (torch.tensor([length]), torch.tensor([target]), target)
+    one_sort, rounds = (POOLINGS[name](scores, *size, base) for name in ("seeded", "tournament"))
+    for ours, theirs in zip(one_sort, rounds):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["seeded", "tournament", "topk"])
 def test_gradient_reaches_every_paired_score(name):
     scores = torch.rand(1, 16).double().requires_grad_()
     pooled = POOLINGS[name](scores, torch.tensor([16]), torch.tensor([4]), 4, 20.0)
@@ -110,12 +120,13 @@ def test_gradient_reaches_every_paired_score(name):
     assert (scores.grad != 0).sum() >= 15
 
 
-def test_the_soft_gradient_is_that_of_the_weights():
+@pytest.mark.parametrize("name", ["seeded", "tournament"])
+def test_the_soft_gradient_is_that_of_the_weights(name):
     lengths, targets = torch.tensor([9]), torch.tensor([3])
     x = torch.randn(1, 9, 2).double()
 
     def slots(scores):
-        pooled = POOLINGS["tournament"](scores, lengths, targets, 3, 5.0)
+        pooled = POOLINGS[name](scores, lengths, targets, 3, 5.0)
         return combine(x, pooled.assignment, pooled.log_weights.exp(), 3)
 
     scores = torch.rand(1, 9).double().requires_grad_()

@@ -57,6 +57,25 @@ def tournament(
     return items
 
 
+def seeded(scores: Tensor, target: int, base: float, tolerance: float) -> List[Item]:
+    """Design, "Seeded pooling", literally."""
+    one = scores.new_ones(())
+    ranked = falling([Item({i: one}, s, i) for i, s in enumerate(scores)], tolerance)
+    size = min(len(ranked), target)
+    slots: List[List[Item]] = [[] for _ in range(size)]
+    for start in range(0, len(ranked), 2 * size):
+        there, back = (ranked[start : start + 2 * size][i : i + size] for i in (0, size))
+        for slot, item in list(zip(slots, there)) + list(zip(reversed(slots), back)):
+            slot.append(item)
+    dealt = []
+    for slot in slots:
+        shares = torch.stack([base**item.score for item in slot]).softmax(dim=0)
+        score = sum(share * item.score for share, item in zip(shares, slot))
+        weights = {item.leader: share for share, item in zip(shares, slot)}
+        dealt.append(Item(weights, score, slot[0].leader))
+    return sorted(dealt, key=lambda item: item.leader)
+
+
 def mean_groups(scores: Tensor, target: int) -> List[Item]:
     n = len(scores)
     groups: Dict[int, List[int]] = {}
@@ -72,6 +91,8 @@ def pool(name: str, scores: Tensor, target: int, base: float) -> List[Item]:
     if name == "mean":
         return mean_groups(scores, target)
     tolerance = 32 * torch.finfo(scores.dtype).eps
+    if name == "seeded":
+        return seeded(scores, target, base, tolerance)
     return tournament(scores, target, base, hard=name == "topk", tolerance=tolerance)
 
 

@@ -58,6 +58,7 @@ CONFIGURATIONS = {
     "memory 1": dict(updown_memory_size=1),
     "cross slots": dict(updown_cross_slots=4),
     "only cross slots": dict(updown_cross_slots=3, updown_pool_layers=""),
+    "seeded": dict(updown_pooling="seeded"),
     "topk": dict(updown_pooling="topk"),
     "mean": dict(updown_pooling="mean"),
     "base 3": dict(updown_pooling_base=3.0),

@@ -14,10 +14,20 @@ class TokenMass(NamedTuple):
     Attributes:
         counts: `(bsz, length)`, how many source tokens it stands for; 0 at pads.
         scores: `(bsz, length)` in (0, 1), how it was scored; 0 at pads.
+        log_counts: `(bsz, 1, length)`, log c; `MASKED_LOGIT` at pads.
+        by_score: `(bsz, 1, length)`, log c tanh s; 0 at pads.
     """
 
     counts: Tensor
     scores: Tensor
+    log_counts: Tensor
+    by_score: Tensor
+
+    @classmethod
+    def of(cls, counts: Tensor, scores: Tensor) -> "TokenMass":
+        """Completes counts and scores with what the biases of all layers are made of."""
+        log_counts = counts.log().clamp(min=MASKED_LOGIT).unsqueeze(1)
+        return cls(counts, scores, log_counts, log_counts * scores.tanh().unsqueeze(1))
 
 
 class CountBias(nn.Module):
@@ -37,6 +47,4 @@ class CountBias(nn.Module):
     def forward(self, mass: TokenMass) -> Tensor:
         """`(bsz, num_heads, length)`; c = 0 hides the key."""
         slope = full_precision(self.score_slope).unsqueeze(-1)
-        log_counts = mass.counts.clamp(min=1.0).log().unsqueeze(1)
-        bias = log_counts * (1 + slope * mass.scores.tanh().unsqueeze(1))
-        return bias.masked_fill(mass.counts.eq(0).unsqueeze(1), MASKED_LOGIT)
+        return torch.addcmul(mass.log_counts, slope, mass.by_score)

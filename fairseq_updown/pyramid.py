@@ -1,6 +1,7 @@
 """The pyramid's own pooling: the sequence itself gets shorter between two stages."""
 
-from typing import NamedTuple, Optional
+import math
+from typing import Iterable, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from .attention.functional import full_precision, length_mask
 from .attention.pooling import (
     POOLINGS,
+    Pooling,
+    RowSizes,
     combine,
     straight_through,
     sum_by_slot,
@@ -17,19 +20,49 @@ from .attention.pooling import (
 from .mass import TokenMass
 
 
+class RowLengths(NamedTuple):
+    """How many real tokens each row has; they stand first.
+
+    Attributes:
+        numbers: known to the host, which decides by them how large tensors are.
+        tensor: the same, `(bsz,)` long.
+    """
+
+    numbers: Tuple[int, ...]
+    tensor: Tensor
+
+    @classmethod
+    def of(cls, numbers: Iterable[int], device: torch.device) -> "RowLengths":
+        numbers = tuple(numbers)
+        return cls(numbers, torch.tensor(numbers, device=device))
+
+    @property
+    def longest(self) -> int:
+        """At least 1."""
+        return max(1, *self.numbers)
+
+    def all_are(self, length: int) -> bool:
+        """Whether every row has `length` tokens."""
+        return all(number == length for number in self.numbers)
+
+    def padding_mask(self, size: int) -> Optional[Tensor]:
+        """`(bsz, size)` bool, True at pads; None if there are none."""
+        return None if self.all_are(size) else length_mask(self.tensor, size)
+
+
 class PooledSequence(NamedTuple):
     """A sequence after :class:`SequencePooling`.
 
     Attributes:
         x: `(bsz, new_length, embed_dim)`.
-        lengths: `(bsz,)` long.
+        lengths: real tokens of each row.
         mass: counts and scores of the new tokens.
         assignment: `(bsz, length)` long, the new token that each old one went to; at pads any.
         weights: `(bsz, length)`, each old token's share of its new token.
     """
 
     x: Tensor
-    lengths: Tensor
+    lengths: RowLengths
     mass: TokenMass
     assignment: Tensor
     weights: Tensor
@@ -63,35 +96,52 @@ class SequencePooling(nn.Module):
         """Whether a sequence of `length` tokens gets any shorter."""
         return length > self.min_length and self.rate > 1
 
-    def forward(self, x: Tensor, lengths: Tensor, mass: Optional[TokenMass]) -> PooledSequence:
+    def forward(self, x: Tensor, lengths: RowLengths, mass: Optional[TokenMass]) -> PooledSequence:
         """
         Args:
             x: `(bsz, length, embed_dim)`, real tokens first.
-            lengths: `(bsz,)` long.
+            lengths: real tokens of each row.
             mass: counts and scores if `x` was pooled before, None if each token stands for itself.
         """
         with torch.autocast(x.device.type, enabled=False):
             normed = F.layer_norm(full_precision(x), x.shape[-1:])
             weight, bias = full_precision(self.scorer.weight), full_precision(self.scorer.bias)
             scores = F.linear(normed, weight, bias).squeeze(-1).sigmoid()
-        targets = (lengths / self.rate).ceil().long().clamp(min=self.min_length)
-        num_slots = int(torch.minimum(lengths, targets).max())
-        tolerance = tie_tolerance(x.dtype)
-        pooled = self.pooling(scores, lengths, targets, num_slots, self.pooling_base, tolerance)
+        width = x.size(1)
+        targets = [max(self.min_length, math.ceil(n / self.rate)) for n in lengths.numbers]
+        new_lengths = RowLengths.of(map(min, lengths.numbers, targets), x.device)
+        sizes = RowSizes(
+            None if lengths.all_are(width) else lengths.tensor,
+            targets[0] if len(set(targets)) == 1 else torch.tensor(targets, device=x.device),
+            new_lengths.longest,
+            max(n / target for n, target in zip(lengths.numbers, targets)),
+        )
+        pooled = self.pooling(scores, sizes, self.pooling_base, tie_tolerance(x.dtype))
         weights = pooled.log_weights.exp()
         if self.hard:
-            weights = straight_through(pooled.log_weights, pooled.leader)
-        counts, new_scores = (~length_mask(lengths, x.size(1))).to(scores), pooled.scores
-        if mass is not None:
-            # A row that was short enough is left alone, its scores too.
-            untouched = (lengths <= targets).unsqueeze(1)
-            new_scores = torch.where(untouched, mass.scores[:, :num_slots], new_scores)
-            counts = mass.counts
-        new_mass = TokenMass(sum_by_slot(counts, pooled.assignment, num_slots), new_scores)
+            weights = straight_through(weights, pooled.leader)
         return PooledSequence(
-            combine(x, pooled.assignment, weights, num_slots),
-            torch.minimum(lengths, targets),
-            new_mass,
+            combine(x, pooled.assignment, weights, sizes.num_slots),
+            new_lengths,
+            self.add_up(pooled, sizes, scores, mass),
             pooled.assignment,
             weights,
         )
+
+    @staticmethod
+    def add_up(
+        pooled: Pooling, sizes: RowSizes, scores: Tensor, mass: Optional[TokenMass]
+    ) -> TokenMass:
+        """The new tokens' mass; scores `(bsz, length)` are the old ones'."""
+        width, num_slots, new_scores = scores.size(1), sizes.num_slots, pooled.scores
+        if mass is None:
+            padding_mask = sizes.padding_mask(width)
+            counts = torch.ones_like(scores)
+            counts = counts if padding_mask is None else counts.masked_fill(padding_mask, 0.0)
+        else:
+            counts = mass.counts
+            if sizes.lengths is not None:
+                # A row that was short enough is left alone, its scores too.
+                untouched = (sizes.lengths <= sizes.targets).unsqueeze(1)
+                new_scores = torch.where(untouched, mass.scores[:, :num_slots], new_scores)
+        return TokenMass.of(sum_by_slot(counts, pooled.assignment, num_slots), new_scores)

@@ -90,4 +90,5 @@ class CrossAttention(UpdownAttention):
         else:
             out = attend(query, key, value, key_bias=bias, dropout=self.attention_dropout)
         out = out.unflatten(2, (beams, tgt_len)).transpose(1, 2).flatten(0, 1)
-        return self.project_out(merge_heads(out)), weights
+        unused = self.updown_parameters() if bias is None or not bias.requires_grad else ()
+        return self.project_out(merge_heads(out), unused), weights

@@ -45,11 +45,12 @@ class DecoderSelfAttention(UpdownAttention):
         if x.size(1) <= 2 * self.block_size:
             heads = (split_heads(t, self.num_heads) for t in (query, key, value))
             out = attend(*heads, is_causal=True, dropout=self.attention_dropout)
-            return self.project_out(merge_heads(out)), None
+            return self.project_out(merge_heads(out), self.updown_parameters()), None
         blocks, query, key, value = (to_blocks(t, self.block_size) for t in (x, query, key, value))
-        num_slots, bias = 0, None
+        num_slots, bias, unused = 0, None, self.updown_parameters()
         if self.compressor is not None:
             num_slots = self.compressor.num_slots
+            unused = self.compressor.idle_parameters(state)
             state = self.compress(blocks[:, :-2], state)
         key, value = self.beside_previous(key), self.beside_previous(value)
         if state is not None:
@@ -64,7 +65,7 @@ class DecoderSelfAttention(UpdownAttention):
             dropout=self.attention_dropout,
         )
         out = out.unflatten(1, (x.size(0), self.num_heads)).permute(1, 2, 0, 3, 4).flatten(2, 3)
-        return self.project_out(merge_heads(out[:, :, : x.size(1)])), state
+        return self.project_out(merge_heads(out[:, :, : x.size(1)]), unused), state
 
     def blocks_first(self, x: Tensor) -> Tensor:
         """`(bsz, num_blocks, L, d)` -> `(num_blocks, bsz * num_heads, L, head_dim)`.
@@ -93,8 +94,9 @@ class DecoderSelfAttention(UpdownAttention):
     def compress(self, blocks: Tensor, state: Optional[PooledBlocks]) -> PooledBlocks:
         """Up, of complete blocks, `(bsz, num_blocks, block_size, embed_dim)`."""
         assert self.compressor is not None
-        lengths = torch.full(blocks.shape[:2], self.block_size, device=blocks.device)
-        return self.compressor(blocks, *self.mean_logit(blocks, lengths), lengths, None, state)
+        scored = self.compressor.scores_tokens(state)
+        mean_logit = self.mean_logit(blocks, None) if scored else None
+        return self.compressor(blocks, mean_logit, None, None, state)
 
     def beside_slots(
         self, key: Tensor, value: Tensor, state: PooledBlocks
@@ -137,7 +139,7 @@ class DecoderSelfAttention(UpdownAttention):
             cache = cache.add_input(history, self.block_size, last)
         query = split_heads(self.q_proj(last) * self.scaling, self.num_heads)
         out = merge_heads(self.attend_cached(query, cache, history)).flatten(0, 1)
-        out = self.project_out(out.unsqueeze(1))
+        out = self.out_proj(out.unsqueeze(1))
         if not history.completes_block(self.block_size):
             return out, None, cache
         state_after, new = None, None

@@ -1,14 +1,23 @@
 """Encoder self-attention: the own block raw, every other block through its slots."""
 
-from typing import Any, Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Iterable, NamedTuple, Optional, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..mass import TokenMass
-from .functional import MASKED_LOGIT, attend, merge_heads, real_lengths, split_heads, to_blocks
+from .functional import (
+    MASKED_LOGIT,
+    attend,
+    full_precision,
+    length_mask,
+    merge_heads,
+    real_lengths,
+    split_heads,
+    to_blocks,
+)
 from .projections import UpdownAttention
-from .slots import PooledBlocks
+from .slots import BlockLengths, PooledBlocks
 
 
 class BlockKeys(NamedTuple):
@@ -62,8 +71,8 @@ def attend_side_by_side(
 
 def own_slots(num_blocks: int, num_slots: int, device: torch.device) -> Tensor:
     """`(num_blocks, G)` bool, True where a slot is of the block."""
-    block = torch.arange(num_blocks, device=device)
-    return block.unsqueeze(1) == block.repeat_interleave(num_slots // num_blocks)
+    own = torch.eye(num_blocks, dtype=torch.bool, device=device)
+    return own.repeat_interleave(num_slots // num_blocks, dim=1)
 
 
 class SlotAttention(UpdownAttention):
@@ -106,32 +115,54 @@ class SlotAttention(UpdownAttention):
         if x.size(1) <= self.block_size:
             heads = (split_heads(t, self.num_heads) for t in (query, key, value))
             out = attend(*heads, key_bias=bias, dropout=dropout)
-            return self.project_out(merge_heads(out)), None
+            return self.project_out(merge_heads(out), self.idle(mass)), None
         blocks, query, key, value = (to_blocks(t, self.block_size) for t in (x, query, key, value))
         bias = self.bias_blocks(bias, x, self.block_size)
         if self.compressor is None:
             heads = (split_heads(t.flatten(0, 1), self.num_heads) for t in (query, key, value))
             bias = bias.flatten(0, 1) if bias is not None else None
             out = merge_heads(attend(*heads, key_bias=bias, dropout=dropout)).view(query.shape)
+            unused = self.idle(mass)
         else:
-            state = self.compress(blocks, real_lengths(x, padding_mask), mass, state)
+            unused = self.compressor.idle_parameters(state)
+            state = self.compress(x, blocks, padding_mask, mass, state)
             keys = BlockKeys(key, value, bias, *self.project_slots(state))
             out = self.attend_to_blocks(query, keys, self.num_heads, dropout)
-        return self.project_out(out.flatten(1, 2)[:, : x.size(1)]), state
+        return self.project_out(out.flatten(1, 2)[:, : x.size(1)], unused), state
 
     def compress(
         self,
+        x: Tensor,
         blocks: Tensor,
-        lengths: Tensor,
+        padding_mask: Optional[Tensor],
         mass: Optional[TokenMass],
         state: Optional[PooledBlocks],
     ) -> PooledBlocks:
-        """Up: blocks are `(bsz, num_blocks, block_size, embed_dim)`, lengths `(bsz or 1,)`."""
+        """Up, of x, `(bsz, length, embed_dim)`, in blocks, `(bsz, num_blocks, block_size,
+        embed_dim)`."""
         assert self.compressor is not None
-        bsz, num_blocks, block_size, _ = blocks.shape
-        starts = torch.arange(num_blocks, device=blocks.device) * block_size
-        block_lengths = (lengths.unsqueeze(1) - starts).clamp(min=0, max=block_size)
-        block_lengths = block_lengths.expand(bsz, -1)
-        counts = to_blocks(mass.counts, self.block_size) if mass is not None else None
-        mean_logit = self.mean_logit(blocks, block_lengths)
-        return self.compressor(blocks, *mean_logit, block_lengths, counts, state)
+        counts, lengths = None, state.lengths if state is not None else None
+        if state is None:
+            lengths = self.block_lengths(x, padding_mask)
+            counts = to_blocks(mass.counts, self.block_size) if mass is not None else None
+        mean_logit = None
+        if self.compressor.scores_tokens(state):
+            mean_logit = self.mean_logit(blocks, lengths.share if lengths is not None else None)
+        return self.compressor(blocks, mean_logit, lengths, counts, state)
+
+    def block_lengths(self, x: Tensor, padding_mask: Optional[Tensor]) -> Optional[BlockLengths]:
+        """How the tokens x, `(bsz, length, embed_dim)`, fill their blocks; None if they do."""
+        if padding_mask is None and x.size(1) % self.block_size == 0:
+            return None
+        starts = torch.arange(0, x.size(1), self.block_size, device=x.device)
+        lengths = real_lengths(x, padding_mask).unsqueeze(1) - starts
+        lengths = lengths.clamp(min=0, max=self.block_size).expand(x.size(0), -1)
+        is_real = (~length_mask(lengths, self.block_size)).to(full_precision(x).dtype)
+        share = is_real / lengths.clamp(min=1).unsqueeze(-1)
+        return BlockLengths(lengths, share.unsqueeze(2))
+
+    def idle(self, mass: Optional[TokenMass]) -> Iterable[nn.Parameter]:
+        """The parameters of ours that attention without slots does not use."""
+        if mass is None:
+            return self.updown_parameters()
+        return self.compressor.parameters() if self.compressor is not None else ()

@@ -96,8 +96,8 @@ def attend(
 
     A bias that is being learned, or that meets a mask, rides in extra channels of the keys (against
     ones in the queries): the fused kernels give no gradient to an additive mask, and one that held
-    both would be as large as all the logits. It is split into a leading and a remaining part, so
-    that bf16 and fp16 keep twice their digits of it.
+    both would be as large as all the logits. In bf16 and fp16 it is split into a leading and a
+    remaining part, which keeps twice their digits of it.
 
     Args:
         query: `(*, H, L, head_dim)`, scaled already. key, value: `(*, H, S, head_dim)`.
@@ -125,18 +125,20 @@ def bias_in_channels(
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """Extends the heads so that the bias is part of Q K^T, see :func:`attend`.
 
-    The channels after head_dim hold: ones in the queries against the bias in the keys, in two
-    parts; then zeros up to a multiple of 8.
+    After head_dim come channels up to a multiple of 8, at least two: ones in the queries, against
+    equal parts of the bias in the keys.
     """
     head_dim = query.size(-1)
     extra = 8 - head_dim % 8 if head_dim % 8 <= 6 else 16 - head_dim % 8
-    leading = key_bias.to(key.dtype)
-    remaining = (key_bias - leading).to(key.dtype)
-    channels = torch.stack([leading, remaining], dim=-1).expand(*key.shape[:-1], 2)
-    ones = F.pad(query.new_ones((*query.shape[:-1], 2)), (0, extra - 2))
+    if key_bias.dtype == key.dtype:
+        parts = [(key_bias / extra, extra)]
+    else:
+        leading = key_bias.to(key.dtype)
+        parts = [(leading, 1), (((key_bias - leading) / (extra - 1)).to(key.dtype), extra - 1)]
+    channels = (part.unsqueeze(-1).expand(*key.shape[:-1], times) for part, times in parts)
     return (
-        torch.cat([query, ones], dim=-1),
-        torch.cat([key, F.pad(channels, (0, extra - 2))], dim=-1),
+        F.pad(query, (0, extra), value=1.0),
+        torch.cat([key, *channels], dim=-1),
         F.pad(value, (0, extra)),
     )
 
@@ -156,22 +158,24 @@ def attention_weights(
 class _KeepInGraph(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.shapes = [(p.shape, p.dtype, p.device) for p in parameters]
+        ctx.like = [(p.shape, p.numel()) for p in parameters]
+        ctx.options = dict(dtype=parameters[0].dtype, device=parameters[0].device)
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        zeros = (torch.zeros(s, dtype=t, device=d) for s, t, d in ctx.shapes)
-        return (grad_outputs[0], *zeros)
+        zeros = torch.zeros(sum(size for _, size in ctx.like), **ctx.options)
+        parts = zeros.split([size for _, size in ctx.like])
+        return (grad_outputs[0], *(part.view(shape) for part, (shape, _) in zip(parts, ctx.like)))
 
 
-def keep_in_graph(x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """Returns `x`; in the backward pass each of `parameters` gets at least a zero gradient.
+def keep_in_graph(x: Tensor, unused: Iterable[Tensor]) -> Tensor:
+    """Returns `x`; in the backward pass each of the parameters `unused` gets a zero gradient.
 
     A mechanism that a batch did not need (all sentences shorter than a block) has no gradient of
     its own; DistributedDataParallel waits for one unless told to search.
     """
     if not torch.is_grad_enabled() or not x.requires_grad:
         return x
-    trained = [p for p in parameters if p.requires_grad]
+    trained = [p for p in unused if p.requires_grad]
     return _KeepInGraph.apply(x, *trained) if trained else x

@@ -9,7 +9,7 @@ To add an operator, write a function with the signature of :func:`tournament` an
 """
 
 import math
-from typing import Callable, NamedTuple, Tuple
+from typing import Callable, NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,51 @@ class Pooling(NamedTuple):
     scores: Tensor
 
 
-PoolingFunction = Callable[[Tensor, Tensor, Tensor, int, float, float], Pooling]
+class RowSizes(NamedTuple):
+    """How many tokens the rows have and how many slots they want, as far as possible as numbers
+    that the host knows.
+
+    Attributes:
+        lengths: `(rows,)` long, real tokens of each row, which stand first; None if all rows are
+            full.
+        targets: slots wanted, >= 1: `(rows,)` long, or the same number for all.
+        num_slots: width of the result, >= every min(length, target).
+        reduction: >= every length / target.
+    """
+
+    lengths: Optional[Tensor]
+    targets: Union[int, Tensor]
+    num_slots: int
+    reduction: float
+
+    def padding_mask(self, width: int) -> Optional[Tensor]:
+        """`(rows, width)` bool, True at pads; None if all rows are full."""
+        return None if self.lengths is None else length_mask(self.lengths, width)
+
+    def kept(self, width: int) -> Union[int, Tensor]:
+        """min(length, target): `(rows, 1)`, or a number if it is the same for all."""
+        if self.lengths is None:
+            targets = self.targets
+            if isinstance(targets, int):
+                return min(width, targets)
+            return targets.clamp(max=width).unsqueeze(1)
+        if isinstance(self.targets, int):
+            return self.lengths.clamp(max=self.targets).unsqueeze(1)
+        return torch.minimum(self.lengths, self.targets).unsqueeze(1)
+
+    def as_tensors(self, scores: Tensor) -> Tuple[Tensor, Tensor]:
+        """lengths and targets, `(rows,)` long."""
+        rows, width = scores.shape
+        lengths, targets = (
+            torch.full((rows,), number, device=scores.device)
+            if not isinstance(number, Tensor)
+            else number
+            for number in (width if self.lengths is None else self.lengths, self.targets)
+        )
+        return lengths, targets
+
+
+PoolingFunction = Callable[[Tensor, RowSizes, float, float], Pooling]
 
 # Runs of scores that hang together by less than the tolerance are ties only while the whole run
 # spans no more than this many tolerances: a dense crowd of different scores is no tie.
@@ -46,14 +90,7 @@ _WIDEST_TIE = 4.0
 _LARGEST_EXPONENT = 64.0
 
 
-def tournament(
-    scores: Tensor,
-    lengths: Tensor,
-    targets: Tensor,
-    num_slots: int,
-    base: float,
-    tolerance: float = 0.0,
-) -> Pooling:
+def tournament(scores: Tensor, sizes: RowSizes, base: float, tolerance: float = 0.0) -> Pooling:
     """Trainable top-k by successive halving (DeepPyramidion, arXiv 2009.05169, section 4).
 
     While a row has n > target items: T = max(target, ceil(n / 2)); sorted by score, the best
@@ -62,23 +99,14 @@ def tournament(
 
     Args:
         scores: `(rows, length)` in (0, 1), float32 or float64; pads are ignored.
-        lengths: `(rows,)` long, real tokens of each row, which stand first.
-        targets: `(rows,)` long >= 1, slots wanted for each row.
-        num_slots: width of the result, >= every min(length, target).
+        sizes: of the rows.
         base: see above; the larger, the closer to winner takes all.
         tolerance: scores no further apart are ties, see :func:`rank_by_score`.
     """
-    return _knock_out(scores, lengths, targets, num_slots, base, tolerance, False)
+    return _knock_out(scores, sizes, base, tolerance, False)
 
 
-def seeded(
-    scores: Tensor,
-    lengths: Tensor,
-    targets: Tensor,
-    num_slots: int,
-    base: float,
-    tolerance: float = 0.0,
-) -> Pooling:
+def seeded(scores: Tensor, sizes: RowSizes, base: float, tolerance: float = 0.0) -> Pooling:
     """The tournament with one sort in place of one a round.
 
     The best r = min(N, target) items are seeds, one a slot; the others are dealt to them in snake
@@ -89,63 +117,55 @@ def seeded(
     in :func:`tournament`.
     """
     rows, width = scores.shape
-    is_pad = length_mask(lengths, width)
-    order = rank_by_score(scores.detach().masked_fill(is_pad, -1.0), tolerance)
+    padding_mask, kept, num_slots = sizes.padding_mask(width), sizes.kept(width), sizes.num_slots
+    hidden = scores.detach()
+    if padding_mask is not None:
+        hidden = hidden.masked_fill(padding_mask, -1.0)
+    order = rank_by_score(hidden, tolerance)
     rank = torch.arange(width, device=scores.device)
-    seeds = torch.minimum(lengths, targets).clamp(min=1).unsqueeze(1)
-    leader = torch.zeros_like(is_pad).scatter(
-        1, order, rank < torch.minimum(seeds, lengths[:, None])
-    )
-    turn = rank % (2 * seeds)
-    seed = order.gather(1, torch.minimum(turn, 2 * seeds - 1 - turn))
+    leads = (rank < kept).expand(rows, width)
+    leader = torch.zeros_like(leads).scatter(1, order, leads)
+    cycle = 2 * (max(1, kept) if isinstance(kept, int) else kept.clamp(min=1))
+    turn = rank % cycle
+    seed = order.gather(1, torch.minimum(turn, cycle - 1 - turn).expand(rows, width))
     slot_of_seed = (leader.cumsum(dim=1) - 1).gather(1, seed)
     assignment = torch.empty_like(order).scatter_(1, order, slot_of_seed)
-    assignment = assignment.masked_fill(is_pad, num_slots)
+    if padding_mask is not None:
+        assignment = assignment.masked_fill(padding_mask, num_slots)
     strength = base**scores
     if base > _LARGEST_EXPONENT:
         strength = strength - _largest_of_slot(strength.detach(), assignment, num_slots)
     exponential = strength.exp()
     sums = exponential.new_zeros(rows, num_slots + 1).scatter_add(1, assignment, exponential)
-    log_weights = (strength - sums.log().gather(1, assignment)).masked_fill(is_pad, 0.0)
+    log_weights = strength - sums.log().gather(1, assignment)
+    if padding_mask is not None:
+        log_weights = log_weights.masked_fill(padding_mask, 0.0)
     slot_scores = sum_by_slot(log_weights.exp() * scores, assignment, num_slots)
     return Pooling(assignment, log_weights, leader, slot_scores)
 
 
-def topk(
-    scores: Tensor,
-    lengths: Tensor,
-    targets: Tensor,
-    num_slots: int,
-    base: float,
-    tolerance: float = 0.0,
-) -> Pooling:
+def topk(scores: Tensor, sizes: RowSizes, base: float, tolerance: float = 0.0) -> Pooling:
     """The tournament with winner takes all: each slot is one of the top `target` tokens.
 
     The log-weights stay those of the soft tournament: they carry the straight-through gradient.
     """
-    return _knock_out(scores, lengths, targets, num_slots, base, tolerance, True)
+    return _knock_out(scores, sizes, base, tolerance, True)
 
 
-def mean(
-    scores: Tensor,
-    lengths: Tensor,
-    targets: Tensor,
-    num_slots: int,
-    base: float,
-    tolerance: float = 0.0,
-) -> Pooling:
+def mean(scores: Tensor, sizes: RowSizes, base: float, tolerance: float = 0.0) -> Pooling:
     """Contiguous groups of near-equal size with equal weights; `scores` only ride along."""
     del base, tolerance
+    (lengths, targets), num_slots = sizes.as_tensors(scores), sizes.num_slots
     position = torch.arange(scores.size(1), device=scores.device)
     valid = ~length_mask(lengths, scores.size(1))
     used = torch.minimum(lengths, targets).clamp(min=1).unsqueeze(1)
     group = position * used // lengths.clamp(min=1).unsqueeze(1)
     assignment = group.masked_fill(~valid, num_slots)
     first = F.pad(assignment[:, 1:] != assignment[:, :-1], (1, 0), value=True)
-    sizes = sum_by_slot(valid.to(scores.dtype), assignment, num_slots)
+    members = sum_by_slot(valid.to(scores.dtype), assignment, num_slots)
     sums = sum_by_slot(scores.masked_fill(~valid, 0.0), assignment, num_slots)
-    log_weights = -F.pad(sizes, (0, 1), value=1.0).clamp(min=1.0).log().gather(1, assignment)
-    return Pooling(assignment, log_weights, first & valid, sums / sizes.clamp(min=1.0))
+    log_weights = -F.pad(members, (0, 1), value=1.0).clamp(min=1.0).log().gather(1, assignment)
+    return Pooling(assignment, log_weights, first & valid, sums / members.clamp(min=1.0))
 
 
 POOLINGS: "dict[str, PoolingFunction]" = {
@@ -204,9 +224,8 @@ def _largest_of_slot(values: Tensor, assignment: Tensor, num_slots: int) -> Tens
     return largest.scatter_reduce(1, assignment, values, "amax").gather(1, assignment)
 
 
-def straight_through(log_weights: Tensor, leader: Tensor) -> Tensor:
+def straight_through(weights: Tensor, leader: Tensor) -> Tensor:
     """Forward the leader takes all; backward the gradient of the soft weights."""
-    weights = log_weights.exp()
     return leader.to(weights.dtype) + (weights - weights.detach())
 
 
@@ -220,22 +239,19 @@ def combine(x: Tensor, assignment: Tensor, weights: Tensor, num_slots: int) -> T
         `(rows, num_slots, d)`, zeros for empty slots.
     """
     rows, _, embed_dim = x.shape
-    offset = torch.arange(rows, device=x.device).unsqueeze(1) * (num_slots + 1)
+    if rows > 1:
+        first_slot = torch.arange(rows, device=x.device) * (num_slots + 1)
+        assignment = assignment + first_slot.unsqueeze(1)
     weighted = x * weights.to(x.dtype).unsqueeze(-1)
     slots = x.new_zeros(rows * (num_slots + 1), embed_dim)
-    slots = slots.index_add(0, (assignment + offset).flatten(), weighted.flatten(0, 1))
+    slots = slots.index_add(0, assignment.flatten(), weighted.flatten(0, 1))
     return slots.view(rows, num_slots + 1, embed_dim)[:, :num_slots]
 
 
 def _knock_out(
-    scores: Tensor,
-    lengths: Tensor,
-    targets: Tensor,
-    num_slots: int,
-    base: float,
-    tolerance: float,
-    winner_takes_all: bool,
+    scores: Tensor, sizes: RowSizes, base: float, tolerance: float, winner_takes_all: bool
 ) -> Pooling:
+    (lengths, targets), num_slots = sizes.as_tensors(scores), sizes.num_slots
     rows, width = scores.shape
     position = torch.arange(width, device=scores.device).expand(rows, width)
     valid = ~length_mask(lengths, width)
@@ -243,7 +259,8 @@ def _knock_out(
     item, log_weights = position, torch.zeros_like(scores)
     item_scores, item_leader = scores, position
     remaining, size = lengths, width
-    for _ in range(_num_rounds(lengths, targets)):
+    # k rounds leave ceil(n / 2^k); a row that has its target passes through the rest as it is.
+    for _ in range(math.ceil(math.log2(max(1.0, sizes.reduction)))):
         survivors = torch.minimum(remaining, torch.maximum(targets, (remaining + 1) // 2))
         size = min(size, max(num_slots, (size + 1) // 2))
         new_item, log_share, item_scores, item_leader = _one_round(
@@ -262,12 +279,6 @@ def _knock_out(
         leader,
         item_scores.masked_fill(length_mask(remaining, num_slots), 0.0),
     )
-
-
-def _num_rounds(lengths: Tensor, targets: Tensor) -> int:
-    """Rounds until every row has at most `target` items: k rounds leave ceil(n / 2^k)."""
-    ratio = float((lengths / targets).max())
-    return math.ceil(math.log2(ratio)) if ratio > 1 else 0
 
 
 def _one_round(

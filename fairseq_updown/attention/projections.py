@@ -1,6 +1,6 @@
 """What the three attention sites share: projections, key biases, and the mean logit of a key."""
 
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Iterable, Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,6 @@ from .functional import (
     MASKED_LOGIT,
     full_precision,
     keep_in_graph,
-    length_mask,
     pad_to_multiple,
     weight_and_bias,
 )
@@ -76,24 +75,22 @@ class UpdownAttention(MultiheadAttention):
         bias = pad_to_multiple(bias, block_size, dim=2, value=MASKED_LOGIT)
         return bias.unflatten(2, (-1, block_size)).transpose(1, 2)
 
-    def mean_logit(self, blocks: Tensor, lengths: Tensor) -> Tuple[Tensor, Tensor]:
+    def mean_logit(self, blocks: Tensor, share: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
         """The mean over a block's queries and heads of their logit with a key, as a linear function
         of the key's token: with q the mean of the scaled queries over num_heads, heads side by
         side, q . (W_k x + b_k) = (W_k^T q) . x + q . b_k; and q itself is W_q of the mean token.
 
         Args:
             blocks: `(bsz, num_blocks, block_size, embed_dim)`, the attention's input.
-            lengths: `(bsz, num_blocks)` long, real tokens of each block, which stand first.
+            share: see :class:`~.slots.BlockLengths`; None if all blocks are full.
 
         Returns:
             W_k^T q `(bsz, num_blocks, embed_dim)` and q . b_k `(bsz, num_blocks)`, at least
             float32.
         """
         with torch.autocast(blocks.device.type, enabled=False):
-            is_real = ~length_mask(lengths, blocks.size(2))
             x = full_precision(blocks)
-            share = is_real.to(x.dtype) / lengths.clamp(min=1).unsqueeze(-1)
-            mean = (share.unsqueeze(2) @ x).squeeze(2)
+            mean = x.mean(dim=2) if share is None else (share.to(x) @ x).squeeze(2)
             query = F.linear(mean, *weight_and_bias(self.q_proj))
             query = query * (self.scaling / self.num_heads)
             key_weight, key_bias = weight_and_bias(self.k_proj)
@@ -103,9 +100,14 @@ class UpdownAttention(MultiheadAttention):
         """The slots' keys and values `(bsz, slots, embed_dim)` and bias `(bsz, num_heads, slots)`,
         block by block."""
         slots = state.slots.flatten(1, 2)
-        mass = TokenMass(state.counts.flatten(1, 2), state.scores.flatten(1, 2))
-        return self.k_proj(slots), self.v_proj(slots), self.count_bias(mass)
+        return self.k_proj(slots), self.v_proj(slots), self.count_bias(state.mass)
 
-    def project_out(self, x: Tensor) -> Tensor:
-        """The output projection of the heads side by side, `(bsz, length, embed_dim)`."""
-        return keep_in_graph(self.out_proj(x), self.updown_parameters())
+    def project_out(self, x: Tensor, unused: Optional[Iterable[nn.Parameter]] = None) -> Tensor:
+        """The output projection of the heads side by side, `(bsz, length, embed_dim)`.
+
+        Args:
+            unused: the parameters of ours that x does not come from; None: it may be all.
+        """
+        return keep_in_graph(
+            self.out_proj(x), self.updown_parameters() if unused is None else unused
+        )

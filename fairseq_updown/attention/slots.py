@@ -1,12 +1,26 @@
 """Up: compressing blocks of tokens into weighted slots that are carried from layer to layer."""
 
-from typing import NamedTuple, Optional
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from .functional import MASKED_LOGIT, full_precision, length_mask
-from .pooling import POOLINGS, straight_through, sum_by_slot, tie_tolerance
+from ..mass import TokenMass
+from .functional import MASKED_LOGIT, full_precision
+from .pooling import POOLINGS, RowSizes, straight_through, tie_tolerance
+
+
+class BlockLengths(NamedTuple):
+    """Of blocks that are not all full.
+
+    Attributes:
+        lengths: `(bsz, num_blocks)` long, real tokens of each block; they stand first.
+        share: `(bsz, num_blocks, 1, block_size)`, of each token in its block's mean: 1 / length, 0
+            at pads.
+    """
+
+    lengths: Tensor
+    share: Tensor
 
 
 class PooledBlocks(NamedTuple):
@@ -16,20 +30,22 @@ class PooledBlocks(NamedTuple):
     every layer of a stage, only its weights and its state are refreshed.
 
     Attributes:
-        assignment: `(bsz, num_blocks, block_size)` long, each token's slot; `num_slots` at pads.
-        leader: `(bsz, num_blocks, block_size)` bool, see :class:`~.pooling.Pooling`.
-        log_weights: `(bsz, num_blocks, block_size)`, log of each token's share of its slot.
+        lengths: of the blocks; None if all are full.
+        log_weights: `(bsz, num_blocks, num_slots, block_size)`, log of each token's share of each
+            slot; `MASKED_LOGIT` or less in all slots but its own.
+        leader: `(bsz, num_blocks, num_slots, block_size)` bool, see :class:`~.pooling.Pooling`;
+            None where the pooling is soft.
+        single: `(bsz, num_blocks, num_slots, 1)` bool, the slot has but one token.
         slots: `(bsz, num_blocks, num_slots, embed_dim)`, the slots' states Z.
-        scores: `(bsz, num_blocks, num_slots)` in (0, 1).
-        counts: `(bsz, num_blocks, num_slots)`, tokens that each slot stands for; 0 if empty.
+        mass: counts and scores of the slots, `(bsz, num_blocks * num_slots)`.
     """
 
-    assignment: Tensor
-    leader: Tensor
+    lengths: Optional[BlockLengths]
     log_weights: Tensor
+    leader: Optional[Tensor]
+    single: Tensor
     slots: Tensor
-    scores: Tensor
-    counts: Tensor
+    mass: TokenMass
 
 
 class BlockPooling(nn.Module):
@@ -77,79 +93,96 @@ class BlockPooling(nn.Module):
     def forward(
         self,
         x: Tensor,
-        direction: Tensor,
-        offset: Tensor,
-        lengths: Tensor,
+        mean_logit: Optional[Tuple[Tensor, Tensor]],
+        lengths: Optional[BlockLengths],
         counts: Optional[Tensor],
         state: Optional[PooledBlocks],
     ) -> PooledBlocks:
         """
         Args:
             x: `(bsz, num_blocks, block_size, embed_dim)`.
-            direction: `(bsz, num_blocks, embed_dim)`, offset: `(bsz, num_blocks)`, at least
-                float32: the mean logit of token x_i as a key of its block is
-                direction . x_i + offset.
-            lengths: `(bsz, num_blocks)` long, real tokens of each block; they stand first.
+            mean_logit: direction `(bsz, num_blocks, embed_dim)` and offset `(bsz, num_blocks)`, at
+                least float32: the mean logit of token x_i as a key of its block is
+                direction . x_i + offset. None where :meth:`scores_tokens` says no.
+            lengths: of the blocks; None if all are full.
             counts: `(bsz, num_blocks, block_size)`, tokens that each token stands for; None: 1.
             state: the layer before's, or None in an anchor layer.
         """
-        logits = self.score(x, direction, offset)
+        logits = self.score(x, *mean_logit) if mean_logit is not None else None
         pooled = state
         if pooled is None:
+            assert logits is not None
             pooled = self.assign(logits, lengths, counts, tie_tolerance(x.dtype))
-        slot_range = torch.arange(self.num_slots, device=x.device).unsqueeze(-1)
-        member = pooled.assignment.unsqueeze(-2) == slot_range
         log_weights = pooled.log_weights
-        if state is not None and self.reweight is not None:
-            updated = log_weights + full_precision(self.reweight) * logits
-            updated = updated.unsqueeze(-2).masked_fill(~member, MASKED_LOGIT)
-            log_weights = (updated.log_softmax(dim=-1) * member).sum(dim=-2)
-        weights = straight_through(log_weights, pooled.leader) if self.hard else log_weights.exp()
-        slots = (member * weights.unsqueeze(-2)).to(x.dtype) @ x
+        if state is not None and self.reweight is not None and logits is not None:
+            eta = full_precision(self.reweight)
+            log_weights = torch.addcmul(log_weights, eta, logits.unsqueeze(-2)).log_softmax(dim=-1)
+        weights = log_weights.exp()
+        if pooled.leader is not None:
+            weights = straight_through(weights, pooled.leader)
+        slots = weights.to(x.dtype) @ x
         if state is not None and self.gate_weight is not None:
-            slots = self.carry(slots, state.slots, member)
+            slots = self.carry(slots, state.slots.to(slots.dtype), state.single)
         return pooled._replace(log_weights=log_weights, slots=slots)
+
+    def scores_tokens(self, state: Optional[PooledBlocks]) -> bool:
+        """Whether :meth:`forward` needs the tokens' mean logits, given the state that it gets."""
+        return state is None or self.reweight is not None
 
     def score(self, x: Tensor, direction: Tensor, offset: Tensor) -> Tensor:
         """r of :class:`BlockPooling`, `(bsz, num_blocks, block_size)`, at least float32."""
         with torch.autocast(x.device.type, enabled=False):
-            towards = (direction + full_precision(self.scorer)).unsqueeze(-1)
-            return (full_precision(x) @ towards).squeeze(-1) + offset.unsqueeze(-1)
+            towards = (direction + full_precision(self.scorer)).flatten(0, 1).unsqueeze(-1)
+            tokens = full_precision(x).flatten(0, 1)
+            logits = torch.baddbmm(offset.view(-1, 1, 1), tokens, towards)
+            return logits.view(x.shape[:-1])
 
     def assign(
-        self, logits: Tensor, lengths: Tensor, counts: Optional[Tensor], tolerance: float
+        self,
+        logits: Tensor,
+        lengths: Optional[BlockLengths],
+        counts: Optional[Tensor],
+        tolerance: float,
     ) -> PooledBlocks:
         """The anchor's part: which token goes to which slot (the slots' states are not yet set)."""
         blocks, block_size = logits.shape[:2], logits.size(2)
-        row_lengths = lengths.flatten()
-        pooled = self.pooling(
-            logits.sigmoid().flatten(0, 1),
-            row_lengths,
-            torch.full_like(row_lengths, self.num_slots),
+        sizes = RowSizes(
+            lengths.lengths.flatten() if lengths is not None else None,
             self.num_slots,
-            self.pooling_base,
-            tolerance,
+            self.num_slots,
+            block_size / self.num_slots,
         )
-        if counts is None:
-            row_counts = (~length_mask(row_lengths, block_size)).to(logits.dtype)
-        else:
-            row_counts = counts.flatten(0, 1)
-        slot_counts = sum_by_slot(row_counts, pooled.assignment, self.num_slots)
+        scores = logits.sigmoid().flatten(0, 1)
+        pooled = self.pooling(scores, sizes, self.pooling_base, tolerance)
+        slot_range = torch.arange(self.num_slots, device=logits.device).unsqueeze(-1)
+        member = pooled.assignment.unflatten(0, blocks).unsqueeze(-2) == slot_range
+        tokens = member.sum(dim=-1, dtype=logits.dtype)
+        slot_counts = tokens
+        if counts is not None:
+            slot_counts = (member * counts.unsqueeze(-2)).sum(dim=-1)
+        log_weights = pooled.log_weights.unflatten(0, blocks).unsqueeze(-2)
+        leader = pooled.leader.unflatten(0, blocks).unsqueeze(-2)
         return PooledBlocks(
-            assignment=pooled.assignment.unflatten(0, blocks),
-            leader=pooled.leader.unflatten(0, blocks),
-            log_weights=pooled.log_weights.unflatten(0, blocks),
+            lengths=lengths,
+            log_weights=log_weights.where(member, MASKED_LOGIT),
+            leader=member & leader if self.hard else None,
+            single=(tokens <= 1).unsqueeze(-1),
             slots=logits.new_empty(0),
-            scores=pooled.scores.unflatten(0, blocks),
-            counts=slot_counts.unflatten(0, blocks),
+            mass=TokenMass.of(slot_counts.flatten(1), pooled.scores.reshape(blocks[0], -1)),
         )
 
-    def carry(self, candidate: Tensor, previous: Tensor, member: Tensor) -> Tensor:
-        """The gate. member: `(bsz, num_blocks, num_slots, block_size)` bool."""
+    def carry(self, candidate: Tensor, previous: Tensor, single: Tensor) -> Tensor:
+        """The gate. single: `(bsz, num_blocks, num_slots, 1)` bool."""
         assert self.gate_weight is not None
         assert self.gate_bias is not None
         fresh, carried = self.gate_weight
-        gate = torch.sigmoid(fresh * candidate + carried * previous + self.gate_bias)
-        single = member.sum(dim=-1, keepdim=True) <= 1
-        gate = gate.to(candidate.dtype).masked_fill(single, 1.0)
-        return gate * candidate + (1 - gate) * previous
+        gate = torch.addcmul(self.gate_bias, fresh, candidate)
+        gate = torch.addcmul(gate, carried, previous).sigmoid().to(candidate.dtype)
+        return torch.lerp(previous, candidate, gate.masked_fill(single, 1.0))
+
+    def idle_parameters(self, state: Optional[PooledBlocks]) -> Iterator[nn.Parameter]:
+        """The parameters that :meth:`forward` did not use, given the state that it got."""
+        if state is None:
+            yield from (p for p in self.parameters() if p is not self.scorer)
+        elif not self.scores_tokens(state):
+            yield self.scorer

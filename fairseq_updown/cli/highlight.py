@@ -122,7 +122,7 @@ def trace(model: Any, tokens: Tensor) -> tuple[dict[str, Any], list[Stage]]:
     for name, pooled in found:
         weight = weight * pooled.weights[0].to(weight)[slot]
         slot = pooled.assignment[0][slot]
-        stages.append(Stage(name, slot, weight, int(pooled.lengths[0])))
+        stages.append(Stage(name, slot, weight, pooled.lengths.longest))
     stages = stages or [Stage(NOTHING_POOLED, slot, weight, len(tokens))]
     check(stages, encoder_out)
     return encoder_out, stages

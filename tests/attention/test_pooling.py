@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fairseq_updown.attention.pooling import (
     POOLINGS,
+    RowSizes,
     combine,
     rank_by_score,
     straight_through,
@@ -30,8 +31,11 @@ def run(name, rows, seed, base=20.0, ties=False):
     if ties:
         scores = (scores * 3).round() / 4 + 0.1
     num_slots = max(1, int(torch.minimum(lengths, targets).max()))
-    tolerance = tie_tolerance(scores.dtype)
-    pooled = POOLINGS[name](scores, lengths, targets, num_slots, base, tolerance)
+    reduction = max(length / target for length, target in rows)
+    sizes = RowSizes(lengths, targets, num_slots, reduction)
+    if len(set(rows)) == 1 and rows[0][0] == scores.size(1):
+        sizes = RowSizes(None, rows[0][1], num_slots, reduction)
+    pooled = POOLINGS[name](scores, sizes, base, tie_tolerance(scores.dtype))
     return scores, num_slots, pooled
 
 
@@ -42,7 +46,7 @@ def test_equals_the_oracle_for_any_lengths_targets_and_ties(name, rows, seed, ba
     scores, num_slots, pooled = run(name, rows, seed, base, ties)
     weights = pooled.log_weights.exp()
     if name == "topk":
-        weights = straight_through(pooled.log_weights, pooled.leader)
+        weights = straight_through(pooled.log_weights.exp(), pooled.leader)
     for row, (length, target) in enumerate(rows):
         items = reference.pool(name, scores[row, :length], target, base) if length else []
         assert len(items) == min(length, target)
@@ -84,7 +88,7 @@ def test_slots_are_convex_combinations_and_lose_no_count(name, rows, seed):
 def test_is_the_identity_on_a_row_that_fits(name):
     scores = torch.rand(2, 5).double()
     targets = torch.tensor([5, 9])
-    pooled = POOLINGS[name](scores, torch.tensor([5, 4]), targets, 5, 20.0)
+    pooled = POOLINGS[name](scores, RowSizes(torch.tensor([5, 4]), targets, 5, 1.0), 20.0)
     assert pooled.assignment.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 5]]
     assert (pooled.log_weights == 0).all()
     torch.testing.assert_close(pooled.scores[0], scores[0])
@@ -93,9 +97,8 @@ def test_is_the_identity_on_a_row_that_fits(name):
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 99))
 def test_topk_keeps_exactly_the_best(length, target, seed):
     scores = torch.rand(1, length, generator=torch.Generator().manual_seed(seed)).double()
-    pooled = POOLINGS["topk"](
-        scores, torch.tensor([length]), torch.tensor([target]), min(length, target), 20.0
-    )
+    sizes = RowSizes(None, target, min(length, target), length / target)
+    pooled = POOLINGS["topk"](scores, sizes, 20.0)
     best = scores[0].argsort(descending=True)[:target].sort().values
     assert pooled.leader[0].nonzero().flatten().tolist() == best.tolist()
 
@@ -104,8 +107,8 @@ def test_topk_keeps_exactly_the_best(length, target, seed):
 def test_seeded_is_the_tournament_where_one_round_is_enough(target, more, seed, base):
     length = target + min(more, target)
     scores = torch.rand(1, length, generator=torch.Generator().manual_seed(seed)).double()
-    size = (torch.tensor([length]), torch.tensor([target]), target)
-    one_sort, rounds = (POOLINGS[name](scores, *size, base) for name in ("seeded", "tournament"))
+    sizes = RowSizes(None, target, target, length / target)
+    one_sort, rounds = (POOLINGS[name](scores, sizes, base) for name in ("seeded", "tournament"))
     for ours, theirs in zip(one_sort, rounds):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 
@@ -113,8 +116,8 @@ def test_seeded_is_the_tournament_where_one_round_is_enough(target, more, seed, 
 @pytest.mark.parametrize("name", ["seeded", "tournament", "topk"])
 def test_gradient_reaches_every_paired_score(name):
     scores = torch.rand(1, 16).double().requires_grad_()
-    pooled = POOLINGS[name](scores, torch.tensor([16]), torch.tensor([4]), 4, 20.0)
-    weights = straight_through(pooled.log_weights, pooled.leader)
+    pooled = POOLINGS[name](scores, RowSizes(None, 4, 4, 4.0), 20.0)
+    weights = straight_through(pooled.log_weights.exp(), pooled.leader)
     slots = combine(torch.randn(1, 16, 3).double(), pooled.assignment, weights, 4)
     slots.square().sum().backward()
     assert (scores.grad != 0).sum() >= 15
@@ -122,11 +125,10 @@ def test_gradient_reaches_every_paired_score(name):
 
 @pytest.mark.parametrize("name", ["seeded", "tournament"])
 def test_the_soft_gradient_is_that_of_the_weights(name):
-    lengths, targets = torch.tensor([9]), torch.tensor([3])
     x = torch.randn(1, 9, 2).double()
 
     def slots(scores):
-        pooled = POOLINGS[name](scores, lengths, targets, 3, 5.0)
+        pooled = POOLINGS[name](scores, RowSizes(None, 3, 3, 3.0), 5.0)
         return combine(x, pooled.assignment, pooled.log_weights.exp(), 3)
 
     scores = torch.rand(1, 9).double().requires_grad_()
@@ -146,9 +148,9 @@ def test_rounding_does_not_decide_between_repeated_tokens(name, dtype, words, ta
     exact = torch.tensor([[0.05, 0.3, 0.55, 0.75, 0.95]])[:, words]
     exact = exact.to(torch.promote_types(dtype, torch.float32))
     noise = (torch.rand(exact.shape, generator=generator) - 0.5) * tie_tolerance(dtype)
-    length, targets = torch.tensor([len(words)]), torch.tensor([target])
+    sizes = RowSizes(None, target, target, len(words) / target)
     pooled = [
-        POOLINGS[name](scores, length, targets, target, 20.0, tie_tolerance(dtype))
+        POOLINGS[name](scores, sizes, 20.0, tie_tolerance(dtype))
         for scores in (exact, exact + noise.to(exact))
     ]
     assert rank_by_score(exact + noise.to(exact), tie_tolerance(dtype)).equal(

@@ -59,7 +59,7 @@ def draw(lengths, extra=0, pooled=False, seed=0):
     if pooled:
         counts = torch.randint(1, 6, is_pad.shape, generator=generator).double()
         scores = torch.rand(is_pad.shape, generator=generator, dtype=torch.float64)
-        mass = TokenMass(counts.masked_fill(is_pad, 0), scores.masked_fill(is_pad, 0))
+        mass = TokenMass.of(counts.masked_fill(is_pad, 0), scores.masked_fill(is_pad, 0))
     return x, is_pad if is_pad.any() else None, mass
 
 

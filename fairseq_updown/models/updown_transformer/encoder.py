@@ -11,7 +11,7 @@ from ...attention.functional import keep_in_graph, left_align_order, length_mask
 from ...decoding.beams import regroup_rows
 from ...decoding.cache import select_rows
 from ...mass import TokenMass
-from ...pyramid import SequencePooling
+from ...pyramid import RowLengths, SequencePooling
 from .layers import UpdownEncoderLayer, wrap_layer
 from .options import parse_pool_layers
 
@@ -81,6 +81,8 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             what fairseq's encoder returns, with real tokens first in every row and the memory as
             short as the pools made it, and besides:
 
+            - `memory_padding_mask` `[(bsz, memory_len)]`: `encoder_padding_mask` if it has any pad,
+              else an empty list;
             - `memory_counts`, `memory_scores` `[(bsz, memory_len)]`: see :class:`TokenMass`; empty
               lists if nothing was pooled;
             - `source_slot`, `source_weight` `[(bsz, src_len)]`: see :class:`SourceTrace`;
@@ -90,11 +92,12 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             ValueError: a row is longer than `--max-source-positions`, or `src_len` is 0.
         """
         tokens, lengths, trace, order = self.realign(src_tokens)
+        source_lengths = lengths.tensor
         if token_embeddings is not None:
             token_embeddings = token_embeddings.gather(
                 1, order.unsqueeze(-1).expand(-1, -1, token_embeddings.size(-1))
             )
-        padding_mask = self.padding_mask(lengths, tokens.size(1))
+        padding_mask = lengths.padding_mask(tokens.size(1))
         x, encoder_embedding = self.forward_embedding(tokens, token_embeddings)
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
@@ -113,19 +116,21 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             if str(index + 1) in self.pools:
                 pool = self.pools[str(index + 1)]
                 x, lengths, mass, trace = self.pool(pool, x, lengths, mass, trace)
-                padding_mask, state = self.padding_mask(lengths, x.size(1)), None
+                padding_mask, state = lengths.padding_mask(x.size(1)), None
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         if self.memory_pool is not None:
             x, lengths, mass, trace = self.pool(self.memory_pool, x, lengths, mass, trace)
+        memory_mask = lengths.padding_mask(x.size(1))
         return {
             "encoder_out": [x.transpose(0, 1)],  # T x B x C
-            "encoder_padding_mask": [length_mask(lengths, x.size(1))],  # B x T
+            "encoder_padding_mask": [length_mask(lengths.tensor, x.size(1))],  # B x T
+            "memory_padding_mask": [] if memory_mask is None else [memory_mask],  # B x T
             "encoder_embedding": [encoder_embedding],  # B x T x C, before any pooling
             "encoder_states": encoder_states,  # List[T x B x C]
             "fc_results": fc_results,  # List[B x T x C]
             "src_tokens": [],
-            "src_lengths": [src_tokens.ne(self.padding_idx).sum(1, keepdim=True).int()],
+            "src_lengths": [source_lengths.unsqueeze(1).int()],
             "memory_counts": [mass.counts] if mass is not None else [],
             "memory_scores": [mass.scores] if mass is not None else [],
             "source_slot": [trace.slot],
@@ -133,21 +138,24 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             "row_sentence": [torch.arange(x.size(0), device=x.device)],
         }
 
-    def realign(self, src_tokens: Tensor) -> Tuple[Tensor, Tensor, SourceTrace, Tensor]:
+    def realign(self, src_tokens: Tensor) -> Tuple[Tensor, RowLengths, SourceTrace, Tensor]:
         """Brings each row's real tokens to its front and cuts columns that hold only pads.
 
         Returns:
-            tokens `(bsz, longest)`, lengths `(bsz,)`, where the source tokens went, and the source
+            tokens `(bsz, longest)`, the lengths, where the source tokens went, and the source
             column of each position `(bsz, longest)`.
         """
-        is_pad = src_tokens.eq(self.padding_idx)
-        lengths = src_tokens.size(1) - is_pad.sum(dim=1)
         if src_tokens.numel() == 0:
             raise ValueError(
                 f"src_tokens is empty, {tuple(src_tokens.shape)}: a source needs at least one "
                 "token, such as the end-of-sentence symbol"
             )
-        longest = max(1, int(lengths.max()))
+        is_pad = src_tokens.eq(self.padding_idx)
+        pad_before_token = (is_pad[:, :-1] & ~is_pad[:, 1:]).sum()
+        counted = torch.cat([(~is_pad).sum(dim=1), pad_before_token.unsqueeze(0)])
+        *numbers, unaligned = counted.tolist()  # the only wait for the device
+        lengths = RowLengths(tuple(numbers), counted[:-1])
+        longest = lengths.longest
         if longest > self.max_positions():
             raise ValueError(
                 f"a source of {longest} tokens exceeds --max-source-positions "
@@ -155,7 +163,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             )
         columns = torch.arange(src_tokens.size(1), device=src_tokens.device)
         order = slot = columns.expand_as(src_tokens)
-        if bool((is_pad[:, :-1] & ~is_pad[:, 1:]).any()):
+        if unaligned:
             order = left_align_order(is_pad)
             slot = torch.empty_like(order).scatter_(1, order, slot)
         order = order[:, :longest]
@@ -163,26 +171,20 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         return src_tokens.gather(1, order), lengths, trace, order
 
     @staticmethod
-    def padding_mask(lengths: Tensor, size: int) -> Optional[Tensor]:
-        """`(bsz, size)` bool, True at pads; None if there are none."""
-        return length_mask(lengths, size) if bool((lengths < size).any()) else None
-
-    @staticmethod
     def pool(
         pooling: SequencePooling,
         x: Tensor,
-        lengths: Tensor,
+        lengths: RowLengths,
         mass: Optional[TokenMass],
         trace: SourceTrace,
-    ) -> Tuple[Tensor, Tensor, Optional[TokenMass], SourceTrace]:
+    ) -> Tuple[Tensor, RowLengths, Optional[TokenMass], SourceTrace]:
         """Ends a stage; a sequence that is short enough stays as it is."""
         if not pooling.applies(x.size(1)):
             return keep_in_graph(x, pooling.parameters()), lengths, mass, trace
         pooled = pooling(x, lengths, mass)
         share = pooled.weights.detach().to(trace.weight).gather(1, trace.slot)
         slot = pooled.assignment.gather(1, trace.slot).clamp(max=pooled.x.size(1) - 1)
-        new_x = keep_in_graph(pooled.x, pooling.parameters())
-        return new_x, pooled.lengths, pooled.mass, SourceTrace(slot, trace.weight * share)
+        return pooled.x, pooled.lengths, pooled.mass, SourceTrace(slot, trace.weight * share)
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """Follows a reordering of the decoder's rows; a sentence is kept once for all its beams.
@@ -208,6 +210,6 @@ def read_memory(encoder_out: EncoderOut) -> Optional[Memory]:
     counts, scores = encoder_out.get("memory_counts"), encoder_out.get("memory_scores")
     states = encoder_out["encoder_out"][0].transpose(0, 1)
     if counts and scores:
-        return Memory(states, None, TokenMass(counts[0], scores[0]))  # pads have no counts
-    padding_mask = encoder_out["encoder_padding_mask"][0]
-    return Memory(states, padding_mask if bool(padding_mask.any()) else None, None)
+        return Memory(states, None, TokenMass.of(counts[0], scores[0]))  # pads have no counts
+    padding_mask = encoder_out["memory_padding_mask"]
+    return Memory(states, padding_mask[0] if padding_mask else None, None)

@@ -46,5 +46,11 @@ class CountBias(nn.Module):
 
     def forward(self, mass: TokenMass) -> Tensor:
         """`(bsz, num_heads, length)`; c = 0 hides the key."""
-        slope = full_precision(self.score_slope).unsqueeze(-1)
-        return torch.addcmul(mass.log_counts, slope, mass.by_score)
+        slope = full_precision(self.score_slope)
+        rows, heads = mass.counts.size(0), slope.numel()
+        with torch.autocast(slope.device.type, enabled=False):
+            return torch.baddbmm(
+                mass.log_counts.expand(-1, heads, -1),
+                slope.view(1, heads, 1).expand(rows, -1, -1),
+                mass.by_score,
+            )

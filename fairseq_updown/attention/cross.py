@@ -80,15 +80,16 @@ class CrossAttention(UpdownAttention):
         key, value, bias = keys
         rows, tgt_len, _ = x.shape
         beams = rows // key.size(0)
-        query = (self.q_proj(x) * self.scaling).view(key.size(0), beams * tgt_len, -1)
+        query = self.q_proj(x).view(key.size(0), beams * tgt_len, -1)
         query = split_heads(query, self.num_heads)
         weights = None
         if need_weights:
-            weights = attention_weights(query, key, bias)
+            weights = attention_weights(query, key, bias, scale=self.scaling)
             out = self.dropout_module(weights).to(value.dtype) @ value
             weights = weights.unflatten(2, (beams, tgt_len)).permute(1, 0, 2, 3, 4).flatten(1, 2)
         else:
-            out = attend(query, key, value, key_bias=bias, dropout=self.attention_dropout)
+            how = dict(scale=self.scaling, key_bias=bias, dropout=self.attention_dropout)
+            out = attend(query, key, value, **how)
         out = out.unflatten(2, (beams, tgt_len)).transpose(1, 2).flatten(0, 1)
         unused = self.updown_parameters() if bias is None or not bias.requires_grad else ()
         return self.project_out(merge_heads(out), unused), weights

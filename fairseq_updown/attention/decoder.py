@@ -41,10 +41,11 @@ class DecoderSelfAttention(UpdownAttention):
             `(bsz, tgt_len, embed_dim)` and the refreshed state, of all blocks that any query sees;
             None where there is none.
         """
-        query, key, value = self.q_proj(x) * self.scaling, self.k_proj(x), self.v_proj(x)
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        how = dict(scale=self.scaling, dropout=self.attention_dropout)
         if x.size(1) <= 2 * self.block_size:
             heads = (split_heads(t, self.num_heads) for t in (query, key, value))
-            out = attend(*heads, is_causal=True, dropout=self.attention_dropout)
+            out = attend(*heads, is_causal=True, **how)
             return self.project_out(merge_heads(out), self.updown_parameters()), None
         blocks, query, key, value = (to_blocks(t, self.block_size) for t in (x, query, key, value))
         num_slots, bias, unused = 0, None, self.updown_parameters()
@@ -62,7 +63,7 @@ class DecoderSelfAttention(UpdownAttention):
             self.blocks_first(value),
             key_bias=bias,
             mask=mask.unsqueeze(1),
-            dropout=self.attention_dropout,
+            **how,
         )
         out = out.unflatten(1, (x.size(0), self.num_heads)).permute(1, 2, 0, 3, 4).flatten(2, 3)
         return self.project_out(merge_heads(out[:, :, : x.size(1)]), unused), state
@@ -137,7 +138,7 @@ class DecoderSelfAttention(UpdownAttention):
         cache = cache.add_token(history, key, value)
         if self.compressor is not None:
             cache = cache.add_input(history, self.block_size, last)
-        query = split_heads(self.q_proj(last) * self.scaling, self.num_heads)
+        query = split_heads(self.q_proj(last), self.num_heads)
         out = merge_heads(self.attend_cached(query, cache, history)).flatten(0, 1)
         out = self.out_proj(out.unsqueeze(1))
         if not history.completes_block(self.block_size):
@@ -163,7 +164,7 @@ class DecoderSelfAttention(UpdownAttention):
             bias = F.pad(bias, (0, key.size(2) - bias.size(3)))
             mask = bias if mask is None else mask + bias
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=self.attention_dropout, scale=1.0
+            query, key, value, attn_mask=mask, dropout_p=self.attention_dropout, scale=self.scaling
         )
 
     def pending_slots(self, state: PooledBlocks, history: BeamHistory) -> PendingSlots:

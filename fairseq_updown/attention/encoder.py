@@ -41,13 +41,14 @@ class BlockKeys(NamedTuple):
 
 
 def attend_side_by_side(
-    query: Tensor, keys: BlockKeys, num_heads: int, dropout: float = 0.0
+    query: Tensor, keys: BlockKeys, num_heads: int, scale: float = 1.0, dropout: float = 0.0
 ) -> Tensor:
     """One softmax per query over the keys of its block and the slots of all others, which are
     repeated beside the keys of every block.
 
     Args:
-        query: `(B, num_blocks, b, d)`, scaled already.
+        query: `(B, num_blocks, b, d)`.
+        scale: of the queries.
         dropout: probability with which an attention weight is dropped.
 
     Returns:
@@ -65,7 +66,7 @@ def attend_side_by_side(
     value = torch.cat([keys.value, keys.slot_value.unsqueeze(1).expand(per_block)], dim=2)
     bias = torch.cat([bias.expand(-1, -1, num_heads, -1), slot_bias], dim=3)
     heads = (split_heads(t.flatten(0, 1), num_heads) for t in (query, key, value))
-    out = attend(*heads, key_bias=bias.flatten(0, 1), dropout=dropout)
+    out = attend(*heads, scale=scale, key_bias=bias.flatten(0, 1), dropout=dropout)
     return out.transpose(1, 2).reshape(query.shape)
 
 
@@ -109,25 +110,25 @@ class SlotAttention(UpdownAttention):
             `(bsz, length, embed_dim)`, whatever at pads, and the refreshed state; None where
             nothing was compressed.
         """
-        query, key, value = self.q_proj(x) * self.scaling, self.k_proj(x), self.v_proj(x)
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         bias = self.key_bias(mass, padding_mask)
-        dropout = self.attention_dropout
+        how = dict(scale=self.scaling, dropout=self.attention_dropout)
         if x.size(1) <= self.block_size:
             heads = (split_heads(t, self.num_heads) for t in (query, key, value))
-            out = attend(*heads, key_bias=bias, dropout=dropout)
+            out = attend(*heads, key_bias=bias, **how)
             return self.project_out(merge_heads(out), self.idle(mass)), None
         blocks, query, key, value = (to_blocks(t, self.block_size) for t in (x, query, key, value))
         bias = self.bias_blocks(bias, x, self.block_size)
         if self.compressor is None:
             heads = (split_heads(t.flatten(0, 1), self.num_heads) for t in (query, key, value))
             bias = bias.flatten(0, 1) if bias is not None else None
-            out = merge_heads(attend(*heads, key_bias=bias, dropout=dropout)).view(query.shape)
+            out = merge_heads(attend(*heads, key_bias=bias, **how)).view(query.shape)
             unused = self.idle(mass)
         else:
             unused = self.compressor.idle_parameters(state)
             state = self.compress(x, blocks, padding_mask, mass, state)
             keys = BlockKeys(key, value, bias, *self.project_slots(state))
-            out = self.attend_to_blocks(query, keys, self.num_heads, dropout)
+            out = self.attend_to_blocks(query, keys, self.num_heads, **how)
         return self.project_out(out.flatten(1, 2)[:, : x.size(1)], unused), state
 
     def compress(

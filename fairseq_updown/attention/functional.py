@@ -4,6 +4,7 @@ Shape letters: B = bsz, N = sequence length, b = block size, H = num_heads, d = 
 L / S = query / key length.
 """
 
+import math
 from typing import Any, Iterable, Optional, Tuple
 
 import torch
@@ -87,12 +88,13 @@ def attend(
     key: Tensor,
     value: Tensor,
     *,
+    scale: float = 1.0,
     key_bias: Optional[Tensor] = None,
     mask: Optional[Tensor] = None,
     is_causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(Q K^T + key_bias) V through `scaled_dot_product_attention`.
+    """softmax(scale Q K^T + key_bias) V through `scaled_dot_product_attention`.
 
     A bias that is being learned, or that meets a mask, rides in extra channels of the keys (against
     ones in the queries): the fused kernels give no gradient to an additive mask, and one that held
@@ -100,7 +102,8 @@ def attend(
     remaining part, which keeps twice their digits of it.
 
     Args:
-        query: `(*, H, L, head_dim)`, scaled already. key, value: `(*, H, S, head_dim)`.
+        query: `(*, H, L, head_dim)`. key, value: `(*, H, S, head_dim)`.
+        scale: of the queries, where they are not scaled yet.
         key_bias: `(*, H or 1, S)`, added to each query's logits; `MASKED_LOGIT` hides a key.
         mask: bool, broadcastable to `(*, H, L, S)`, True where a query sees a key.
         is_causal: query i sees keys <= i; excludes `mask`.
@@ -111,43 +114,54 @@ def attend(
     """
     head_dim = query.size(-1)
     if key_bias is not None and (key_bias.requires_grad or mask is not None):
-        query, key, value = bias_in_channels(query, key, value, key_bias)
+        query, key, value = bias_in_channels(query, key, value, key_bias, scale)
     elif key_bias is not None:
         mask = key_bias.unsqueeze(-2).to(query.dtype)
     out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=is_causal, dropout_p=dropout, scale=1.0
+        query, key, value, attn_mask=mask, is_causal=is_causal, dropout_p=dropout, scale=scale
     )
     return out[..., :head_dim]
 
 
 def bias_in_channels(
-    query: Tensor, key: Tensor, value: Tensor, key_bias: Tensor
+    query: Tensor, key: Tensor, value: Tensor, key_bias: Tensor, scale: float = 1.0
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Extends the heads so that the bias is part of Q K^T, see :func:`attend`.
+    """Extends the heads so that the bias is part of scale Q K^T, see :func:`attend`.
 
-    After head_dim come channels up to a multiple of 8, at least two: ones in the queries, against
-    equal parts of the bias in the keys.
+    After head_dim come channels up to a multiple of 8, at least two: a power of two near 1 / scale
+    in the queries, against equal parts of the bias in the keys.
     """
     head_dim = query.size(-1)
     extra = 8 - head_dim % 8 if head_dim % 8 <= 6 else 16 - head_dim % 8
+    against = bias_channel(scale)
     if key_bias.dtype == key.dtype:
-        parts = [(key_bias / extra, extra)]
+        parts = [(key_bias / (against * scale * extra), extra)]
     else:
+        key_bias = key_bias / (against * scale)
         leading = key_bias.to(key.dtype)
         parts = [(leading, 1), (((key_bias - leading) / (extra - 1)).to(key.dtype), extra - 1)]
     channels = (part.unsqueeze(-1).expand(*key.shape[:-1], times) for part, times in parts)
     return (
-        F.pad(query, (0, extra), value=1.0),
+        F.pad(query, (0, extra), value=against),
         torch.cat([key, *channels], dim=-1),
         F.pad(value, (0, extra)),
     )
 
 
+def bias_channel(scale: float) -> float:
+    """What stands in the queries against a bias in the keys; exact in every dtype."""
+    return 2.0 ** round(-math.log2(scale))
+
+
 def attention_weights(
-    query: Tensor, key: Tensor, key_bias: Optional[Tensor] = None, mask: Optional[Tensor] = None
+    query: Tensor,
+    key: Tensor,
+    key_bias: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    scale: float = 1.0,
 ) -> Tensor:
     """The weights that :func:`attend` gives the keys, `(*, H, L, S)`, computed openly."""
-    logits = full_precision(query @ key.transpose(-1, -2))
+    logits = full_precision((query * scale) @ key.transpose(-1, -2))
     if key_bias is not None:
         logits = logits + key_bias.unsqueeze(-2)
     if mask is not None:

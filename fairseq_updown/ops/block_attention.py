@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..attention.encoder import BlockKeys, attend_side_by_side, own_slots
-from ..attention.functional import MASKED_LOGIT, bias_in_channels, split_heads
+from ..attention.functional import MASKED_LOGIT, bias_channel, bias_in_channels, split_heads
 
 # Queries that attend to the slots in one call: bounds the mask that hides their own block's slots.
 _QUERIES_PER_CALL = 4096
 
 
 def attend_beside_slots(
-    query: Tensor, keys: BlockKeys, num_heads: int, dropout: float = 0.0
+    query: Tensor, keys: BlockKeys, num_heads: int, scale: float = 1.0, dropout: float = 0.0
 ) -> Tensor:
     """:func:`attend_side_by_side`, sooner and in less memory.
 
@@ -29,17 +29,18 @@ def attend_beside_slots(
     they are set side by side.
 
     Args:
-        query: `(B, num_blocks, b, d)`, scaled already.
+        query: `(B, num_blocks, b, d)`.
         keys: see there.
         num_heads: H.
+        scale: of the queries.
         dropout: probability with which an attention weight is dropped.
 
     Returns:
         `(B, num_blocks, b, d)`.
     """
     if query.device.type == "cpu" and dropout == 0.0 and kernel_works():
-        return _BesideSlots.apply(query, *keys, num_heads)
-    return attend_side_by_side(query, keys, num_heads, dropout)
+        return _BesideSlots.apply(query, *keys, num_heads, scale)
+    return attend_side_by_side(query, keys, num_heads, scale, dropout)
 
 
 class _Operands(NamedTuple):
@@ -49,6 +50,7 @@ class _Operands(NamedTuple):
     key: Tensor
     value: Tensor
     mask: Optional[Tensor]
+    scale: float
 
 
 class _BesideSlots(torch.autograd.Function):
@@ -70,31 +72,33 @@ class _BesideSlots(torch.autograd.Function):
         slot_value: Tensor,
         slot_bias: Tensor,
         num_heads: int,
+        scale: float,
     ) -> Tensor:
         keys = BlockKeys(key, value, bias, slot_key, slot_value, slot_bias)
-        out, lse = _flash(_own_operands(query, keys, num_heads, ctx.needs_input_grad[3]))
+        out, lse = _flash(_own_operands(query, keys, num_heads, scale, ctx.needs_input_grad[3]))
         head_dim = query.size(-1) // num_heads
         tokens = (query.size(0), -1, num_heads)
         out = out.transpose(1, 2)[..., :head_dim].reshape(*tokens, head_dim)  # (B, N, H, head_dim)
         lse = lse.transpose(1, 2).reshape(tokens)  # (B, N, H)
-        for rows, slots in _slot_operands(query, keys, num_heads):
+        for rows, slots in _slot_operands(query, keys, num_heads, scale):
             slot_out, slot_lse = (t.transpose(1, 2) for t in _flash(slots))
             weight = torch.sigmoid(lse[:, rows] - slot_lse).unsqueeze(-1).to(out.dtype)
             out[:, rows] = torch.lerp(slot_out[..., :head_dim], out[:, rows], weight)
             lse[:, rows] = torch.logaddexp(lse[:, rows], slot_lse)
         ctx.save_for_backward(query, *keys, out, lse)
-        ctx.num_heads = num_heads
+        ctx.num_heads, ctx.scale = num_heads, scale
         return out.reshape(query.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> Any:
         query, *saved, out, lse = ctx.saved_tensors
-        keys, num_heads, learned = BlockKeys(*saved), ctx.num_heads, ctx.needs_input_grad[3]
+        keys, learned = BlockKeys(*saved), ctx.needs_input_grad[3]
+        num_heads, scale = ctx.num_heads, ctx.scale
         bsz, num_blocks, block_size, _ = query.shape
         grad_out = grad_out.reshape(out.shape)
 
-        own = _own_operands(query, keys, num_heads, learned)
+        own = _own_operands(query, keys, num_heads, scale, learned)
         as_rows = (bsz * num_blocks, block_size)
         by_block = (t.reshape(*as_rows, *t.shape[2:]) for t in (grad_out, out, lse))
         grad_query, grad_key, grad_value, grad_bias = _flash_backward(own, *by_block)
@@ -103,7 +107,7 @@ class _BesideSlots(torch.autograd.Function):
 
         grad_tokens = grad_query.reshape(out.shape)
         slot_grads: List[Tensor] = []
-        for rows, slots in _slot_operands(query, keys, num_heads):
+        for rows, slots in _slot_operands(query, keys, num_heads, scale):
             by_slots, *grads = _flash_backward(slots, *(t[:, rows] for t in (grad_out, out, lse)))
             grad_tokens[:, rows] += by_slots
             slot_grads = [t + more for t, more in zip(slot_grads, grads)] if slot_grads else grads
@@ -116,25 +120,29 @@ class _BesideSlots(torch.autograd.Function):
             slot_grads[1].flatten(2),
             slot_grads[2],
             None,
+            None,
         )
 
 
-def _own_operands(query: Tensor, keys: BlockKeys, num_heads: int, learned: bool) -> _Operands:
+def _own_operands(
+    query: Tensor, keys: BlockKeys, num_heads: int, scale: float, learned: bool
+) -> _Operands:
     """Each block is a row of its own: `(B * num_blocks, H, b, channels)`. A bias that wants a
     gradient is in the keys' channels, see :func:`attend`."""
     own_query, own_key, own_value = (
         split_heads(t.flatten(0, 1), num_heads) for t in (query, keys.key, keys.value)
     )
     if keys.bias is None:
-        return _Operands(own_query, own_key, own_value, None)
+        return _Operands(own_query, own_key, own_value, None, scale)
     bias = keys.bias.flatten(0, 1)
     if learned:
-        return _Operands(*bias_in_channels(own_query, own_key, own_value, bias), None)
-    return _Operands(own_query, own_key, own_value, bias.unsqueeze(-2).to(query.dtype))
+        tensors = bias_in_channels(own_query, own_key, own_value, bias, scale)
+        return _Operands(*tensors, None, scale)
+    return _Operands(own_query, own_key, own_value, bias.unsqueeze(-2).to(query.dtype), scale)
 
 
 def _slot_operands(
-    query: Tensor, keys: BlockKeys, num_heads: int
+    query: Tensor, keys: BlockKeys, num_heads: int, scale: float
 ) -> Iterator[Tuple[slice, _Operands]]:
     """Some blocks' queries and all slots, those of the queries' own block hidden; the rows of the
     queries, then `(B, H, rows or G, channels)`. The bias is always in the keys' channels, for a
@@ -149,14 +157,14 @@ def _slot_operands(
         heads = split_heads(query[:, first:last].flatten(1, 2), num_heads)
         mask = hidden[first:last].repeat_interleave(block_size, dim=0)[None, None]
         rows = slice(first * block_size, last * block_size)
-        tensors = bias_in_channels(heads, slot_key, slot_value, keys.slot_bias)
-        yield rows, _Operands(*tensors, mask)
+        tensors = bias_in_channels(heads, slot_key, slot_value, keys.slot_bias, scale)
+        yield rows, _Operands(*tensors, mask, scale)
 
 
 def _flash(x: _Operands) -> Tuple[Tensor, Tensor]:
     """The output `(*, H, L, channels)` and the logits' log-sum-exp `(*, H, L)`."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        x.query, x.key, x.value, 0.0, False, attn_mask=x.mask, scale=1.0
+        x.query, x.key, x.value, 0.0, False, attn_mask=x.mask, scale=x.scale
     )
 
 
@@ -171,10 +179,12 @@ def _flash_backward(
         grad_out, out = (F.pad(t, (0, extra)) for t in (grad_out, out))
     grad_out, out, lse = (t.transpose(1, 2) for t in (grad_out, out, lse))
     grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad_out, x.query, x.key, x.value, out, lse, 0.0, False, attn_mask=x.mask, scale=1.0
+        grad_out, x.query, x.key, x.value, out, lse, 0.0, False, attn_mask=x.mask, scale=x.scale
     )
     query, key, value = (t.transpose(1, 2)[..., :head_dim] for t in grads)
-    return query, key, value, grads[1][..., head_dim] if extra else key.new_empty(0)
+    if not extra:
+        return query, key, value, key.new_empty(0)
+    return query, key, value, grads[1][..., head_dim] / (bias_channel(x.scale) * x.scale)
 
 
 @cache
@@ -188,8 +198,8 @@ def kernel_works() -> bool:
     keys = BlockKeys(key, value, None, *slots)
     try:
         with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            fast = _BesideSlots.apply(query, *keys, 1)
-            plain = attend_side_by_side(query, keys, 1)
+            fast = _BesideSlots.apply(query, *keys, 1, 0.5)
+            plain = attend_side_by_side(query, keys, 1, 0.5)
             grads = (torch.autograd.grad(out.square().sum(), tensors) for out in (fast, plain))
             pairs = [(fast, plain), *zip(*grads)]
         return all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)

@@ -75,14 +75,14 @@ def test_apart_equals_side_by_side(
     grad_out = torch.randn_like(query)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block_attention, "_QUERIES_PER_CALL", queries_per_call)
-        actual = attend_beside_slots(query, BlockKeys(*fields), HEADS)  # type: ignore[arg-type]
+        actual = attend_beside_slots(query, BlockKeys(*fields), HEADS, scale=0.3)  # type: ignore[arg-type]
         actual_grads = torch.autograd.grad(actual, inputs, grad_out)
-    expected = attend_side_by_side(query, BlockKeys(*fields), HEADS)  # type: ignore[arg-type]
+    expected = attend_side_by_side(query, BlockKeys(*fields), HEADS, scale=0.3)  # type: ignore[arg-type]
     expected_grads = torch.autograd.grad(expected, inputs, grad_out)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(actual_grads, expected_grads, rtol=0, atol=1e-12)
     with torch.no_grad():  # then no bias rides in the keys' channels
-        unlearned = attend_beside_slots(query, BlockKeys(*fields), HEADS)  # type: ignore[arg-type]
+        unlearned = attend_beside_slots(query, BlockKeys(*fields), HEADS, scale=0.3)  # type: ignore[arg-type]
     torch.testing.assert_close(unlearned, expected, rtol=0, atol=1e-12)
 
 
@@ -92,9 +92,9 @@ def test_short_types_stay_close(dtype: torch.dtype, tolerance: float) -> None:
     exact = draw(2, 4, 8, 3, "learned")
     short = [t.to(dtype) if t is not None else None for t in exact]
     query, *fields = short
-    actual = attend_beside_slots(query, BlockKeys(*fields), HEADS)  # type: ignore[arg-type]
+    actual = attend_beside_slots(query, BlockKeys(*fields), HEADS, scale=0.3)  # type: ignore[arg-type]
     query, *fields = exact
-    expected = attend_side_by_side(query, BlockKeys(*fields), HEADS)  # type: ignore[arg-type]
+    expected = attend_side_by_side(query, BlockKeys(*fields), HEADS, scale=0.3)  # type: ignore[arg-type]
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance)
 
 
@@ -104,7 +104,7 @@ def test_slots_are_not_repeated(num_blocks: int) -> None:
     for attend in (attend_beside_slots, attend_side_by_side):
         query, *fields = draw(1, num_blocks, 4, 4, "none")
         with LargestTensor() as largest:
-            attend(query, BlockKeys(*fields), HEADS).sum().backward()  # type: ignore[operator, arg-type]
+            attend(query, BlockKeys(*fields), HEADS, scale=0.3).sum().backward()  # type: ignore[operator, arg-type]
         sizes[attend] = largest.numel
     tokens = num_blocks * 4
     assert sizes[attend_beside_slots] <= tokens * max(tokens, 2 * HEADS * 16)  # the mask, or a head

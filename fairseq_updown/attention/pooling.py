@@ -124,7 +124,7 @@ def seeded(scores: Tensor, sizes: RowSizes, base: float, tolerance: float = 0.0)
     order = rank_by_score(hidden, tolerance)
     rank = torch.arange(width, device=scores.device)
     leads = (rank < kept).expand(rows, width)
-    leader = torch.zeros_like(leads).scatter(1, order, leads)
+    leader = leads.new_empty(rows, width).scatter_(1, order, leads)
     cycle = 2 * (max(1, kept) if isinstance(kept, int) else kept.clamp(min=1))
     turn = rank % cycle
     seed = order.gather(1, torch.minimum(turn, cycle - 1 - turn).expand(rows, width))
@@ -200,16 +200,18 @@ def rank_by_score(scores: Tensor, tolerance: float) -> Tensor:
     Returns:
         `(rows, length)` long, the item of each rank.
     """
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    ranked = scores.gather(1, order)
-    starts = F.pad(ranked[:, :-1] - ranked[:, 1:] > tolerance, (1, 0), value=True)
-    run = starts.cumsum(dim=1) - 1
-    # The first and the last score of each run tell how wide it is.
-    last = torch.zeros_like(ranked).scatter_reduce(1, run, ranked, "amin", include_self=False)
-    first = torch.zeros_like(ranked).scatter_reduce(1, run, ranked, "amax", include_self=False)
-    too_wide = (first - last > _WIDEST_TIE * tolerance).gather(1, run)
+    ranked, order = scores.sort(dim=1, descending=True, stable=True)
+    gaps = F.pad(ranked[:, :-1] - ranked[:, 1:], (1, 0), value=math.inf)
+    starts = gaps > tolerance
+    run = starts.cumsum(dim=1)
+    # A run is as wide as the gaps within it together.
+    gaps = gaps.masked_fill(starts, 0.0)
+    widths = gaps.new_zeros(gaps.size(0), gaps.size(1) + 1).scatter_add(1, run, gaps)
+    too_wide = (widths > _WIDEST_TIE * tolerance).gather(1, run)
     run = (starts | too_wide).cumsum(dim=1)
-    return order.gather(1, (run * scores.size(1) + order).argsort(dim=1))
+    # In the order of (run, position); the runs themselves stay where they are.
+    by_run = torch.add(order, run, alpha=scores.size(1)).sort(dim=1).values
+    return torch.sub(by_run, run, alpha=scores.size(1))
 
 
 def sum_by_slot(values: Tensor, assignment: Tensor, num_slots: int) -> Tensor:

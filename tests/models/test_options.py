@@ -23,6 +23,7 @@ from fairseq_updown.models.updown_transformer.options import UPDOWN_OPTIONS
 OTHER: Dict[str, Any] = {
     "updown_mixer": "ssa=5x2",
     "updown_block_size": 6,
+    "updown_pooled_block_size": 7,
     "updown_slots": 3,
     "updown_pool_layers": "1,2",
     "updown_pool_rate": 2.5,
@@ -85,10 +86,12 @@ def test_every_flag_reaches_the_built_model(load: Any) -> None:
         assert getattr(model.cfg, name) == value, name
     mixer = model.encoder.layers[1].self_attn
     assert type(mixer) is MIXERS["ssa"]
-    assert mixer.settings == Settings(6, 5, layer=1, num_layers=4, ensemble=2)
+    assert mixer.settings == Settings(7, 5, layer=1, num_layers=4, ensemble=2)
+    assert model.encoder.layers[0].self_attn.settings.block_size == 6
     model = load("updown_transformer", {**OTHER, **STOCK_OTHER, "updown_mixer": "updown"})
     encoder = model.encoder.layers[1].self_attn
-    assert (encoder.block_size, encoder.compressor.num_slots, encoder.num_heads) == (6, 3, 3)
+    assert (encoder.block_size, encoder.compressor.num_slots, encoder.num_heads) == (7, 3, 3)
+    assert model.encoder.layers[0].self_attn.block_size == 6
     assert encoder.compressor.pooling_base == 3.5
     assert encoder.compressor.hard
     assert encoder.compressor.gate_weight is None
@@ -145,6 +148,11 @@ def test_has_every_flag_of_the_stock_transformer() -> None:
         (dict(updown_block_size=-4), "--updown-block-size -4"),
         (dict(updown_decoder_block_size=0), "--updown-decoder-block-size 0"),
         (dict(updown_slots=-1), "--updown-slots -1"),
+        (dict(updown_pooled_block_size=-1), "--updown-pooled-block-size -1"),
+        (
+            dict(updown_slots=6, updown_block_size=8, updown_pooled_block_size=5),
+            "--updown-slots 6.*--updown-pooled-block-size = 5",
+        ),
         (dict(updown_slots=6, updown_block_size=5), "--updown-slots 6.*--updown-block-size = 5"),
         (dict(updown_decoder_slots=9), "--updown-decoder-slots 9"),
         (dict(updown_mixer="mamba"), "--updown-mixer mamba: choose updown, full"),

@@ -52,6 +52,7 @@ CONFIGURATIONS = {
     "no pool": dict(updown_pool_layers=""),
     "blockwise": dict(updown_slots=0, updown_decoder_slots=0),
     "one slot": dict(updown_slots=1, updown_decoder_slots=1),
+    "larger pooled blocks": dict(updown_pooled_block_size=8, updown_pool_layers="1"),
     "slots = block": dict(updown_slots=5, updown_decoder_slots=4),
     "rate 3": dict(updown_pool_rate=3.0),
     "rate 2.5 after every layer": dict(updown_pool_layers="1,2,3", updown_pool_rate=2.5),

@@ -20,7 +20,7 @@ from ...decoding.beams import BeamHistory
 from ...decoding.cache import LayerCache
 from ...mass import TokenMass
 from ...mixers.base import Settings
-from .options import parse_mixer
+from .options import block_size_of_layer, parse_mixer
 
 
 def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
@@ -72,6 +72,7 @@ def build_encoder_attention(cfg: Any, embed_dim: int, layer: int) -> nn.Module:
     """The self-attention of encoder layer `layer`, counted from 0, as `--updown-mixer` says."""
     mixer, size, ensemble = parse_mixer(cfg.updown_mixer)
     num_heads = cfg.encoder.attention_heads
+    block_size = block_size_of_layer(cfg, layer)
     shared = dict(
         dropout=cfg.attention_dropout,
         q_noise=cfg.quant_noise.pq,
@@ -79,10 +80,10 @@ def build_encoder_attention(cfg: Any, embed_dim: int, layer: int) -> nn.Module:
     )
     if mixer is SlotAttention:
         compressor = build_compressor(cfg, embed_dim, cfg.updown_slots)
-        own = dict(block_size=cfg.updown_block_size, compressor=compressor)
+        own = dict(block_size=block_size, compressor=compressor)
         return SlotAttention(embed_dim, num_heads, **own, **shared)
     settings = Settings(
-        block_size=cfg.updown_block_size,
+        block_size=block_size,
         size=size,
         layer=layer,
         num_layers=cfg.encoder.layers,

@@ -27,6 +27,11 @@ UPDOWN_OPTIONS: Dict[str, Tuple[Any, Any, str]] = {
         "ssa also with an ensemble as ssa=256x4, see docs/mixers.md",
     ),
     "updown_block_size": (int, 512, "encoder block: tokens that attend to each other directly"),
+    "updown_pooled_block_size": (
+        int,
+        0,
+        "the same for layers behind the first pooling, which see fewer tokens; 0: no other",
+    ),
     "updown_slots": (int, 32, "slots per encoder block, seen by all other blocks; 0: blocks only"),
     "updown_pool_layers": (str, "", "pool the encoder's sequence after these layers, e.g. '2,4'"),
     "updown_pool_rate": (float, 4.0, "length divisor at each pooling"),
@@ -189,10 +194,16 @@ def validate(args: Namespace) -> None:
     """
     for name in ("updown_block_size", "updown_decoder_block_size", "updown_memory_size"):
         _require(args, name, getattr(args, name) >= 1, "it must be at least 1")
-    for name in ("updown_slots", "updown_decoder_slots", "updown_cross_slots"):
+    for name in (
+        "updown_pooled_block_size",
+        "updown_slots",
+        "updown_decoder_slots",
+        "updown_cross_slots",
+    ):
         _require(args, name, getattr(args, name) >= 0, "it must be 0 (off) or more")
     for slots, block in (
         ("updown_slots", "updown_block_size"),
+        *[("updown_slots", "updown_pooled_block_size")] * bool(args.updown_pooled_block_size),
         ("updown_decoder_slots", "updown_decoder_block_size"),
     ):
         fits = getattr(args, slots) <= getattr(args, block)
@@ -217,6 +228,13 @@ def validate(args: Namespace) -> None:
     for name in ("cross_self_attention", "base_layers"):
         remedy = "it does not work with compressed attention; leave it out"
         _require(args, name, not getattr(args, name, None), remedy)
+
+
+def block_size_of_layer(cfg: Any, layer: int) -> int:
+    """Tokens per encoder block in `layer`, counted from 0."""
+    pool_layers = parse_pool_layers(cfg.updown_pool_layers, cfg.encoder.layers)
+    is_pooled = bool(pool_layers) and layer >= pool_layers[0]
+    return (is_pooled and cfg.updown_pooled_block_size) or cfg.updown_block_size
 
 
 def _flag(name: str) -> str:

@@ -7,7 +7,7 @@ from fairseq.models.transformer import TransformerEncoderBase
 from torch import Tensor, nn
 
 from ...attention.cross import Memory
-from ...attention.functional import keep_in_graph, left_align_order, length_mask
+from ...attention.functional import keep_in_graph, left_align_order
 from ...decoding.beams import regroup_rows
 from ...decoding.cache import select_rows
 from ...mass import TokenMass
@@ -122,9 +122,10 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         if self.memory_pool is not None:
             x, lengths, mass, trace = self.pool(self.memory_pool, x, lengths, mass, trace)
         memory_mask = lengths.padding_mask(x.size(1))
+        no_pads = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         return {
             "encoder_out": [x.transpose(0, 1)],  # T x B x C
-            "encoder_padding_mask": [length_mask(lengths.tensor, x.size(1))],  # B x T
+            "encoder_padding_mask": [no_pads if memory_mask is None else memory_mask],  # B x T
             "memory_padding_mask": [] if memory_mask is None else [memory_mask],  # B x T
             "encoder_embedding": [encoder_embedding],  # B x T x C, before any pooling
             "encoder_states": encoder_states,  # List[T x B x C]
@@ -150,9 +151,9 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
                 f"src_tokens is empty, {tuple(src_tokens.shape)}: a source needs at least one "
                 "token, such as the end-of-sentence symbol"
             )
-        is_pad = src_tokens.eq(self.padding_idx)
-        pad_before_token = (is_pad[:, :-1] & ~is_pad[:, 1:]).sum()
-        counted = torch.cat([(~is_pad).sum(dim=1), pad_before_token.unsqueeze(0)])
+        is_real = src_tokens.ne(self.padding_idx)
+        tokens_after_pads = (is_real[:, 1:] > is_real[:, :-1]).sum().unsqueeze(0)
+        counted = torch.cat([is_real.sum(dim=1), tokens_after_pads])
         *numbers, unaligned = counted.tolist()  # the only wait for the device
         lengths = RowLengths(tuple(numbers), counted[:-1])
         longest = lengths.longest
@@ -164,10 +165,10 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         columns = torch.arange(src_tokens.size(1), device=src_tokens.device)
         order = slot = columns.expand_as(src_tokens)
         if unaligned:
-            order = left_align_order(is_pad)
+            order = left_align_order(~is_real)
             slot = torch.empty_like(order).scatter_(1, order, slot)
         order = order[:, :longest]
-        trace = SourceTrace(slot.clamp(max=longest - 1), (~is_pad).float())
+        trace = SourceTrace(slot.clamp(max=longest - 1), is_real.float())
         return src_tokens.gather(1, order), lengths, trace, order
 
     @staticmethod

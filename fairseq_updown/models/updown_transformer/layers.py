@@ -80,8 +80,9 @@ def build_encoder_attention(cfg: Any, embed_dim: int, layer: int) -> nn.Module:
     )
     if mixer is SlotAttention:
         compressor = build_compressor(cfg, embed_dim, cfg.updown_slots)
-        own = dict(block_size=block_size, compressor=compressor)
-        return SlotAttention(embed_dim, num_heads, **own, **shared)
+        return SlotAttention(
+            embed_dim, num_heads, block_size=block_size, compressor=compressor, **shared
+        )
     settings = Settings(
         block_size=block_size,
         size=size,

@@ -1,0 +1,62 @@
+"""How many operations a step launches beside fairseq's transformer, and where it waits for them."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from fairseq.models.transformer import TransformerModel
+from launches import CountLaunches
+from toy import PAD, toy_task
+
+from fairseq_updown.models.updown_transformer import UpdownTransformerModel
+from fairseq_updown.models.updown_transformer import model as updown_model
+
+WIDTH = dict(
+    encoder_embed_dim=16,
+    encoder_ffn_embed_dim=16,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    max_source_positions=4096,
+    dropout=0.1,
+)
+
+
+def count(name, bsz=1, **options):
+    """The launches of a training step's forward and backward pass, 4,096 tokens a row, as a GPU
+    would run them: without the fast forms, which are for CPUs."""
+    torch.manual_seed(0)
+    if name == "transformer":
+        model = TransformerModel.build_model(Namespace(**WIDTH, **options), toy_task())
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(updown_model, "accelerate", lambda model: model)
+            args = Namespace(_name=f"updown_transformer_{name}", **WIDTH, **options)
+            model = UpdownTransformerModel.build_model(args, toy_task())
+    source, target = torch.randint(4, 24, (bsz, 4096)), torch.randint(4, 24, (bsz, 100))
+    source[1:, :1000] = PAD
+    with CountLaunches() as counted:
+        model.train()(source, None, target)[0].sum().backward()
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("name", "bsz", "most"),
+    [
+        ("pyramidion", 1, 1.22),
+        ("arxiv", 1, 1.5),
+        ("early", 1, 1.4),
+        ("pyramidion", 2, 1.18),
+        ("arxiv", 2, 1.5),
+    ],
+)
+def test_launches_beside_the_stock_model(name, bsz, most):
+    ours = count(name, bsz, updown_pooling="seeded").total
+    assert ours <= most * count("transformer", bsz).total
+
+
+@pytest.mark.parametrize("name", ["arxiv", "blockwise"])
+@pytest.mark.parametrize("pooling", ["seeded", "tournament", "topk", "mean"])
+def test_no_layer_waits_for_the_device(name, pooling):
+    """fairseq's sinusoidal positions ask shapes, which are on the host, by a tensor."""
+    options = dict(updown_pooling=pooling, no_token_positional_embeddings=True)
+    assert count(name, 2, **options).waits == {}

@@ -41,7 +41,7 @@ class DecoderSelfAttention(UpdownAttention):
             `(bsz, tgt_len, embed_dim)` and the refreshed state, of all blocks that any query sees;
             None where there is none.
         """
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        query, key, value = self.project(x)
         how = dict(scale=self.scaling, dropout=self.attention_dropout)
         if x.size(1) <= 2 * self.block_size:
             heads = (split_heads(t, self.num_heads) for t in (query, key, value))

@@ -110,7 +110,7 @@ class SlotAttention(UpdownAttention):
             `(bsz, length, embed_dim)`, whatever at pads, and the refreshed state; None where
             nothing was compressed.
         """
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        query, key, value = self.project(x)
         bias = self.key_bias(mass, padding_mask)
         how = dict(scale=self.scaling, dropout=self.attention_dropout)
         if x.size(1) <= self.block_size:

@@ -21,6 +21,14 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def lowered(x: Tensor) -> Tensor:
+    """`x` in the precision that autocast multiplies in, cast once for several linear layers; as it
+    is where autocast is off."""
+    if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
+
+
 def weight_and_bias(linear: Any) -> Tuple[Tensor, Optional[Tensor]]:
     """The weight and bias of a linear layer, at least in float32, also where
     `torch.ao.quantization.quantize_dynamic` has made them methods.

@@ -12,6 +12,7 @@ from .functional import (
     MASKED_LOGIT,
     full_precision,
     keep_in_graph,
+    lowered,
     pad_to_multiple,
     weight_and_bias,
 )
@@ -44,6 +45,11 @@ class UpdownAttention(MultiheadAttention):
         """The dropout probability in force: 0 outside training."""
         active = self.training or self.dropout_module.apply_during_inference
         return self.dropout_module.p if active else 0.0
+
+    def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Queries, not scaled yet, keys and values of x, all `(*, embed_dim)`."""
+        x = lowered(x)
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def updown_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that a stock attention does not have."""

@@ -11,7 +11,12 @@ from torch.nn.utils import prune
 from toy import build, random_tokens
 
 from fairseq_updown.ops import packed_linear
-from fairseq_updown.ops.packed_linear import PackedWeights, decoding_step, use_packed_weights
+from fairseq_updown.ops.packed_linear import (
+    FORMATS,
+    Float32,
+    StepPrecision,
+    use_packed_weights,
+)
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 State = Dict[str, Any]
@@ -26,6 +31,10 @@ def make(*layer: Any, **options: Any) -> nn.Linear:
     decoder = nn.Sequential(nn.Linear(*layer, **options))
     use_packed_weights(decoder)
     return decoder[0]  # type: ignore[return-value]
+
+
+def decoding_step(state: State, rows: int) -> Any:
+    return StepPrecision("float32").step(state, rows)
 
 
 def begin(rows: int, steps: int = 20) -> State:
@@ -128,14 +137,97 @@ def test_a_copy_of_a_model_has_weights_of_its_own(copied: Any) -> None:
     assert not model[0](x).eq(0).all()
 
 
-def test_without_the_private_operators_layers_stay_as_they_are(
+def test_without_the_private_operators_layers_multiply_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def missing(self: PackedWeights, module: nn.Linear, x: Tensor) -> Tensor:
+    def missing(self: Float32, module: nn.Linear, rows: int) -> Tensor:
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(PackedWeights, "multiply", missing)
-    packed_linear.packing_works.cache_clear()
-    module = make(8, 8)
-    packed_linear.packing_works.cache_clear()
-    assert "forward" not in vars(module)
+    monkeypatch.setattr(Float32, "pack", missing)
+    packed_linear._works.cache_clear()
+    module, x = make(8, 8), torch.randn(4, 8)
+    with torch.no_grad(), decoding_step(begin(4), 4):
+        assert module(x).equal(nn.Linear.forward(module, x))
+    packed_linear._works.cache_clear()
+
+
+# Relative errors of a product by rounding of both factors: 2^-9 each in bfloat16; in 8 bits half a
+# step of 127 against a row's largest element, which is some four times the typical one.
+ROUNDING = {"bfloat16": 0.005, "int8": 0.02}
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "int8"])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_fewer_bits_multiply_within_their_rounding(name: str, bias: bool) -> None:
+    torch.manual_seed(0)
+    module = make(256, 96, bias=bias)
+    rows = torch.randn(7, 256) * torch.logspace(-3, 3, 7).unsqueeze(1)  # each has its own scale
+    expected = module(rows)
+    with StepPrecision(name).step({}, 7):
+        actual = module(rows)
+    product = expected - module.bias if bias else expected
+    errors = (actual - expected).norm(dim=1) / product.norm(dim=1)
+    assert (errors > 0).all()
+    assert (errors < ROUNDING[name]).all()
+    for row in range(7):  # whatever rows are beside it
+        with StepPrecision(name).step({}, 1):
+            alone = module(rows[row : row + 1])
+        torch.testing.assert_close(alone[0], actual[row], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "int8"])
+@torch.no_grad()
+def test_rows_and_weights_of_zeros_stay_zeros(name: str) -> None:
+    module = make(16, 8, bias=False)
+    with StepPrecision(name).step({}, 2):
+        assert module(torch.zeros(2, 16)).eq(0).all()
+    module.weight.zero_()
+    with StepPrecision(name).step({}, 2):
+        assert module(torch.randn(2, 16)).eq(0).all()
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+@torch.no_grad()
+def test_weights_last_only_in_a_model_that_trains_no_more(name: str) -> None:
+    model = build(updown_step_precision=name).float()
+    source = random_tokens(torch.Generator().manual_seed(0), 3, 21)
+
+    def generate() -> Tensor:
+        state: State = {}
+        encoder_out = model.encoder(source)
+        tokens = torch.full((3, 1), 2)
+        for _ in range(12):
+            out, _ = model.decoder(tokens, encoder_out, incremental_state=state)
+            tokens = torch.cat([tokens, out[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
+        return out
+
+    first = generate()
+    model.decoder.output_projection.weight.data.mul_(2.0)
+    torch.testing.assert_close(generate(), 2 * first, rtol=0.02, atol=0.02)
+    model.make_generation_fast_()
+    generate()
+    lasting = model.decoder.step_precision.lasting
+    assert (lasting is None) == (name == "float32")
+    if lasting is not None:
+        assert len(lasting.packed) == 3 * 8 + 1
+        before = dict(lasting.packed)
+        generate()
+        assert before == lasting.packed
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "int8"])
+@torch.no_grad()
+def test_decoding_in_fewer_bits_follows_the_parallel_pass(name: str) -> None:
+    model = build(updown_step_precision=name).float()
+    generator = torch.Generator().manual_seed(0)
+    source, tokens = random_tokens(generator, 3, 21), random_tokens(generator, 3, 30)
+    expected = model(source, None, tokens)[0]
+    state: State = {}
+    encoder_out = model.encoder(source)
+    steps = [
+        model.decoder(tokens[:, : t + 1], encoder_out, incremental_state=state)[0]
+        for t in range(30)
+    ]
+    error = (torch.cat(steps, dim=1) - expected).norm() / expected.norm()
+    assert 1e-6 < error < 0.1

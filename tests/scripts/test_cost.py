@@ -170,7 +170,7 @@ def test_a_decoding_step_reads_its_weights_and_caches_and_nothing_else() -> None
 def test_packed_weights_count_as_the_plain_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work("generate", 2, 24, 40, beam=3)
     packed = cost_limits.inspect(OURS, work, CPU)
-    monkeypatch.setattr(packed_linear, "_STEPS_BEFORE", 1000)
+    monkeypatch.setattr(packed_linear.Float32, "first_step", 1000)
     plain = cost_limits.inspect(OURS, work, CPU)
     assert packed["flops"] == plain["flops"]
     assert packed["bytes_read"] == plain["bytes_read"]

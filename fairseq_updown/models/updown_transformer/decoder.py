@@ -6,8 +6,11 @@ from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor, nn
 
 from ...attention.cross import Memory
+from ...attention.functional import lowered
 from ...attention.slots import PooledBlocks
 from ...decoding.cache import DecodingState, LayerCache
+from ...ops.autocast import OFF, mixed_precision
+from ...ops.packed_linear import StepPrecision
 from .encoder import EncoderOut, read_memory
 from .layers import UpdownDecoderLayer, wrap_layer
 
@@ -23,6 +26,27 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         super().__init__(cfg, *args, **kwargs)
         self.block_size = cfg.updown_decoder_block_size
         self.num_slots = cfg.updown_decoder_slots
+        self.autocast = str(cfg.updown_autocast)
+        self.step_precision = StepPrecision(str(cfg.updown_step_precision))
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: Optional[EncoderOut] = None,
+        incremental_state: Optional[IncrementalState] = None,
+        **kwargs: Any,
+    ) -> Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]:
+        """fairseq's, all tokens at once in the precision of `--updown-autocast`; logits
+        `(rows, tgt_len, vocabulary)` are at least float32."""
+        # A step reads each weight once: casting it there would take longer than it gains.
+        autocast = self.autocast if incremental_state is None else OFF
+        with mixed_precision(autocast, prev_output_tokens.device):
+            x, extra = super().forward(prev_output_tokens, encoder_out, incremental_state, **kwargs)
+        return (x if autocast == OFF else x.float()), extra
+
+    def make_generation_fast_(self, **kwargs: Any) -> None:
+        """fairseq's word that this model will train no more."""
+        self.step_precision = self.step_precision.for_inference()
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         return wrap_layer(UpdownDecoderLayer(cfg, no_encoder_attn), cfg)
@@ -62,6 +86,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             )
         x = self.embed(prev_output_tokens, incremental_state)
         memory = read_memory(encoder_out) if encoder_out is not None else None
+        if memory is not None:
+            memory = memory._replace(states=lowered(memory.states))
         decoding = self.begin_step(incremental_state, x, memory)
         layer_asked = self.num_layers - 1 if alignment_layer is None else alignment_layer
         attn: Optional[Tensor] = None

@@ -11,6 +11,7 @@ from ...attention.functional import keep_in_graph, left_align_order
 from ...decoding.beams import regroup_rows
 from ...decoding.cache import select_rows
 from ...mass import TokenMass
+from ...ops.autocast import mixed_precision
 from ...pyramid import RowLengths, SequencePooling
 from .layers import UpdownEncoderLayer, wrap_layer
 from .options import parse_pool_layers
@@ -51,6 +52,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
                 pooling_base=cfg.updown_pooling_base,
             )
 
+        self.autocast = str(cfg.updown_autocast)
         layers = parse_pool_layers(cfg.updown_pool_layers, cfg.encoder.layers)
         self.pools = nn.ModuleDict(
             {str(layer): pool(cfg.updown_pool_rate, cfg.updown_memory_size) for layer in layers}
@@ -63,7 +65,12 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         self._layers_built += 1
         return wrap_layer(layer, cfg)
 
-    def forward_scriptable(
+    def forward_scriptable(self, src_tokens: Tensor, *args: Any, **kwargs: Any) -> EncoderOut:
+        """:meth:`encode` in the precision of `--updown-autocast`."""
+        with mixed_precision(self.autocast, src_tokens.device):
+            return self.encode(src_tokens, *args, **kwargs)
+
+    def encode(
         self,
         src_tokens: Tensor,
         src_lengths: Optional[Tensor] = None,

@@ -16,6 +16,8 @@ from fairseq.models.transformer import TransformerConfig
 
 from ...attention.pooling import POOLINGS
 from ...mixers import MIXERS
+from ...ops.autocast import AUTOCAST
+from ...ops.packed_linear import FORMATS
 from .migration import RETIRED
 
 # name -> (type, default, help)
@@ -48,6 +50,17 @@ UPDOWN_OPTIONS: Dict[str, Tuple[Any, Any, str]] = {
         float,
         20.0,
         "the tournament's base; larger is nearer to topk",
+    ),
+    "updown_autocast": (
+        ChoiceEnum(list(AUTOCAST)),
+        "off",
+        "bfloat16: the forward pass under torch.autocast, where the processor is faster in it; "
+        "bfloat16-always: wherever it is",
+    ),
+    "updown_step_precision": (
+        ChoiceEnum(list(FORMATS)),
+        "float32",
+        "what the steps of a generation multiply by on a CPU; fewer bits are quicker to read",
     ),
     "updown_no_gate": (
         bool,
@@ -221,8 +234,13 @@ def validate(args: Namespace) -> None:
         "max_target_positions",
     ):
         _require(args, name, getattr(args, name) >= 1, "it must be at least 1")
-    known = str(args.updown_pooling) in POOLINGS
-    _require(args, "updown_pooling", known, f"choose {', '.join(POOLINGS)}")
+    for name, choices in (
+        ("updown_pooling", POOLINGS),
+        ("updown_autocast", AUTOCAST),
+        ("updown_step_precision", FORMATS),
+    ):
+        known = str(getattr(args, name)) in choices
+        _require(args, name, known, f"choose {', '.join(choices)}")
     parse_mixer(args.updown_mixer)
     parse_pool_layers(args.updown_pool_layers, args.encoder_layers)
     for name in ("cross_self_attention", "base_layers"):

@@ -21,17 +21,20 @@ WIDTH = dict(
 )
 
 
-def count(name, bsz=1, **options):
-    """The launches of a training step's forward and backward pass, 4,096 tokens a row, as a GPU
-    would run them: without the fast forms, which are for CPUs."""
+def make(name, **options):
+    """A model as a GPU would run it: without the fast forms, which are for CPUs."""
     torch.manual_seed(0)
     if name == "transformer":
-        model = TransformerModel.build_model(Namespace(**WIDTH, **options), toy_task())
-    else:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(updown_model, "accelerate", lambda model: model)
-            args = Namespace(_name=f"updown_transformer_{name}", **WIDTH, **options)
-            model = UpdownTransformerModel.build_model(args, toy_task())
+        return TransformerModel.build_model(Namespace(**WIDTH, **options), toy_task())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(updown_model, "accelerate", lambda model: model)
+        args = Namespace(_name=f"updown_transformer_{name}", **WIDTH, **options)
+        return UpdownTransformerModel.build_model(args, toy_task())
+
+
+def count(name, bsz=1, **options):
+    """The launches of a training step's forward and backward pass, 4,096 tokens a row."""
+    model = make(name, **options)
     source, target = torch.randint(4, 24, (bsz, 4096)), torch.randint(4, 24, (bsz, 100))
     source[1:, :1000] = PAD
     with CountLaunches() as counted:
@@ -60,3 +63,22 @@ def test_no_layer_waits_for_the_device(name, pooling):
     """fairseq's sinusoidal positions ask shapes, which are on the host, by a tensor."""
     options = dict(updown_pooling=pooling, no_token_positional_embeddings=True)
     assert count(name, 2, **options).waits == {}
+
+
+@torch.no_grad()
+def test_launches_of_a_decoding_step_beside_the_stock_model():
+    totals = {}
+    for name in ("transformer", "arxiv"):
+        model, state = make(name).eval(), {}
+        order = torch.zeros(5, dtype=torch.long)
+        encoder_out = model.encoder(torch.randint(4, 24, (1, 600)))
+        encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
+        for step in range(3):
+            tokens = torch.full((5, step + 1), 5)
+            with CountLaunches() as counted:
+                if step:
+                    order = torch.tensor([0, 0, 1, 2, 4])  # beams moved, as nearly always
+                    model.decoder.reorder_incremental_state_scripting(state, order)
+                model.decoder(tokens, encoder_out, incremental_state=state)
+        totals[name] = counted.total
+    assert totals["arxiv"] <= 0.8 * totals["transformer"]

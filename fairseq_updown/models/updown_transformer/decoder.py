@@ -6,7 +6,6 @@ from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor, nn
 
 from ...attention.cross import Memory
-from ...attention.functional import lowered
 from ...attention.slots import PooledBlocks
 from ...decoding.cache import DecodingState, LayerCache
 from ...ops.autocast import OFF, mixed_precision
@@ -85,10 +84,10 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
                 "it (no --full-context-alignment)"
             )
         x = self.embed(prev_output_tokens, incremental_state)
-        memory = read_memory(encoder_out) if encoder_out is not None else None
-        if memory is not None:
-            memory = memory._replace(states=lowered(memory.states))
-        decoding = self.begin_step(incremental_state, x, memory)
+        decoding = self.begin_step(incremental_state, x, encoder_out)
+        memory: Optional[Memory] = None
+        if encoder_out is not None and (decoding is None or decoding.layers[0].memory is None):
+            memory = read_memory(encoder_out)  # later steps have it in the layers' caches
         layer_asked = self.num_layers - 1 if alignment_layer is None else alignment_layer
         attn: Optional[Tensor] = None
         inner_states: List[Optional[Tensor]] = [x.transpose(0, 1)]
@@ -117,7 +116,10 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         return x, {"attn": [attn], "inner_states": inner_states}
 
     def begin_step(
-        self, incremental_state: Optional[IncrementalState], x: Tensor, memory: Optional[Memory]
+        self,
+        incremental_state: Optional[IncrementalState],
+        x: Tensor,
+        encoder_out: Optional[EncoderOut],
     ) -> Optional[DecodingState]:
         """The state of the generation, this step's token (`x`) in its history; None
         where all tokens are computed at once."""
@@ -127,7 +129,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         if cached is not None:
             state = cached["state"]
         else:
-            sentences = x.size(0) if memory is None else memory.states.size(0)
+            memory = encoder_out["encoder_out"] if encoder_out is not None else []
+            sentences = memory[0].size(1) if memory else x.size(0)
             state = DecodingState.start(x.size(0), sentences, self.num_layers, x.device)
         return state._replace(history=state.history.add_token(x.dtype))
 

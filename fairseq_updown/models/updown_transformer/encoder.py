@@ -7,7 +7,7 @@ from fairseq.models.transformer import TransformerEncoderBase
 from torch import Tensor, nn
 
 from ...attention.cross import Memory
-from ...attention.functional import keep_in_graph, left_align_order
+from ...attention.functional import keep_in_graph, left_align_order, lowered
 from ...decoding.beams import regroup_rows
 from ...decoding.cache import select_rows
 from ...mass import TokenMass
@@ -216,7 +216,7 @@ def read_memory(encoder_out: EncoderOut) -> Optional[Memory]:
     if not encoder_out["encoder_out"]:
         return None
     counts, scores = encoder_out.get("memory_counts"), encoder_out.get("memory_scores")
-    states = encoder_out["encoder_out"][0].transpose(0, 1)
+    states = lowered(encoder_out["encoder_out"][0].transpose(0, 1))
     if counts and scores:
         return Memory(states, None, TokenMass.of(counts[0], scores[0]))  # pads have no counts
     padding_mask = encoder_out["memory_padding_mask"]

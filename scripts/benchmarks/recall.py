@@ -11,7 +11,6 @@ mixers.py also asks for key-value pairs scattered over long sources, at growing 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -25,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from fairseq.data import Dictionary
 
-from fairseq_updown.cli.support import positive, progress
+from fairseq_updown.cli.support import CommandParser, positive, progress
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel
 
 PARTS, LENGTH, BLOCK = 4, 32, 8
@@ -135,12 +134,6 @@ def logits(model: Any, source: torch.Tensor, target: torch.Tensor) -> torch.Tens
     return model(source, None, torch.cat([start, target[:, :-1]], dim=1))[0]
 
 
-def train(variant: str, updates: int, seed: int = 0, report: int = 200) -> dict[int, float]:
-    """Trains a model; returns its accuracy on unseen examples after every `report` updates."""
-    curve = learn(VARIANTS[variant], updates, seed, report, label=variant)
-    return {update: found[LENGTH] for update, found in curve.items()}
-
-
 def learn(
     options: dict[str, Any],
     updates: int,
@@ -187,10 +180,7 @@ def accuracy(model: Any, task: Task, seed: int, device: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("recall.py", __doc__)
     add = parser.add_argument
     add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     add("--updates", type=positive, default=1000, metavar="N")
@@ -200,7 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # the model is too small for more
     print(f"accuracy after updates, torch {torch.__version__}, seed {args.seed}")
     for variant in args.variants:
-        print(f"{variant}: {json.dumps(train(variant, args.updates, args.seed))}", flush=True)
+        curve = learn(VARIANTS[variant], args.updates, args.seed, label=variant)
+        accuracies = {update: found[LENGTH] for update, found in curve.items()}
+        print(f"{variant}: {json.dumps(accuracies)}", flush=True)
     return 0
 
 

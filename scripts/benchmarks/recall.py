@@ -134,6 +134,12 @@ def logits(model: Any, source: torch.Tensor, target: torch.Tensor) -> torch.Tens
     return model(source, None, torch.cat([start, target[:, :-1]], dim=1))[0]
 
 
+def train(variant: str, updates: int, seed: int = 0, report: int = 200) -> dict[int, float]:
+    """Trains a model; returns its accuracy on unseen examples after every `report` updates."""
+    curve = learn(VARIANTS[variant], updates, seed, report, label=variant)
+    return {update: found[LENGTH] for update, found in curve.items()}
+
+
 def learn(
     options: dict[str, Any],
     updates: int,
@@ -190,9 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # the model is too small for more
     print(f"accuracy after updates, torch {torch.__version__}, seed {args.seed}")
     for variant in args.variants:
-        curve = learn(VARIANTS[variant], args.updates, args.seed, label=variant)
-        accuracies = {update: found[LENGTH] for update, found in curve.items()}
-        print(f"{variant}: {json.dumps(accuracies)}", flush=True)
+        print(f"{variant}: {json.dumps(train(variant, args.updates, args.seed))}", flush=True)
     return 0
 
 

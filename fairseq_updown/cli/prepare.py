@@ -17,17 +17,6 @@ Where the split is made here, exact duplicates are dropped, and documents that c
 other, or have one summary, stay in one part. A document that cannot be used (empty, not UTF-8, no
 JSON, without its partner...) is named in a warning, counted, and left out; one longer than
 --max-words is cut to that length.
-
-Written under --out:
-
-    raw/{train,valid,test}.{src,tgt}   text, one document a line
-    raw/{train,valid,test}.ids         the article_id or id in the JSON, or the file and line
-    spm/spm.model                      sentencepiece unigram model, trained on train only
-    spm/dict.txt                       its pieces as a fairseq dictionary, for source and target
-    spm/{train,valid,test}.{src,tgt}   encoded text, ready for:
-        fairseq-preprocess --source-lang src --target-lang tgt --trainpref OUT/spm/train ...
-            --srcdict OUT/spm/dict.txt --joined-dictionary
-    report.json                        counts, lengths, and what was dropped and why
 """
 
 from __future__ import annotations
@@ -47,8 +36,9 @@ from typing import Any, NamedTuple
 from ..data.document_corpus import (
     SPLITS,
     Pair,
-    add_options,
+    add_sizes,
     build_corpus,
+    corpus_parser,
     digest,
     fingerprint,
     given_options,
@@ -351,11 +341,8 @@ def build(args: argparse.Namespace) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(
+    parser = corpus_parser("updown-prepare", __doc__)
+    add_sizes(
         parser.add_argument,
         f"at most N documents in valid and in test (default {EVAL_DOCUMENTS} where the split is "
         "made here, else all)",

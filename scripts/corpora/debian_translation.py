@@ -6,16 +6,6 @@ nothing of the system's own apt state is touched). A description and its transla
 of the English text; their paragraphs, and the items of their lists, are paired by position.
 ``--from-text`` puts ready text through the same sentencepiece and output stage instead.
 
-Written under --out (LANG and en, or src and tgt):
-
-    raw/{train,valid,test}.{LANG,en}   text, one segment a line
-    spm/spm.model                      joint sentencepiece model, trained on train only
-    spm/dict.txt                       its pieces as a fairseq dictionary, for both languages
-    spm/{train,valid,test}.{LANG,en}   encoded text, ready for:
-        fairseq-preprocess --source-lang LANG --target-lang en --trainpref OUT/spm/train ...
-            --srcdict OUT/spm/dict.txt --joined-dictionary
-    report.json                        counts, lengths, and what was dropped and why
-
 Whole families of packages (variants such as -dev and -doc, or descriptions with one summary) go to
 one part of the split, and train holds no text of valid or test, whatever its numbers and case,
 and no English near-copy of one.
@@ -42,12 +32,13 @@ from debian_descriptions import (
     read_descriptions,
 )
 
-from fairseq_updown.cli.support import CommandParser, UserError, positive, run_command
+from fairseq_updown.cli.support import UserError, run_command
 from fairseq_updown.data.document_corpus import (
     SPLITS,
     ModelText,
     Pair,
     build_corpus,
+    corpus_parser,
     digest,
     folded,
     without_copies,
@@ -176,18 +167,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             )
         return text
 
-    parser = CommandParser("debian_translation.py", __doc__)
+    parser = corpus_parser("debian_translation.py", __doc__)
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="directory to create")
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--lang", type=language, default="de", help="language (default de)")
     origin.add_argument("--from-text", type=Path, metavar="DIR",
         help="use DIR/{train,valid,test}.{src,tgt} as they are instead")  # fmt: skip
-    add("--vocab-size", type=positive, default=8000, metavar="N", help="pieces (default 8000)")
-    add("--seed", type=int, default=1, help="for the split (default 1)")
     add("--apt-dir", type=Path, metavar="DIR",
         help="keep apt's files here, for another language or run (default: temporary)")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace a corpus that this script made before")
     return parser.parse_args(argv)
 
 

@@ -4,18 +4,6 @@
 A real corpus that needs no download: every ``.py`` file in site-packages and the standard library
 is parsed (never imported or run). The target is a docstring's first paragraph, the source is the
 signature followed by the rest of the docstring. The same packages give the same bytes.
-
-Written under --out:
-
-    raw/{train,valid,test}.{src,tgt}   text, one document a line
-    raw/{train,valid,test}.body        the sources without their signatures (for lead baselines)
-    raw/{train,valid,test}.ids         where each line comes from: file:line:name
-    spm/spm.model                      sentencepiece unigram model, trained on train only
-    spm/dict.txt                       its pieces as a fairseq dictionary, for source and target
-    spm/{train,valid,test}.{src,tgt}   encoded text, ready for:
-        fairseq-preprocess --source-lang src --target-lang tgt --trainpref OUT/spm/train ...
-            --srcdict OUT/spm/dict.txt --joined-dictionary
-    report.json                        counts, lengths, and what was dropped and why
 """
 
 from __future__ import annotations
@@ -40,7 +28,6 @@ from typing import Any
 
 from fairseq_updown.cli.support import (
     REPORT,
-    CommandParser,
     UserError,
     positive,
     progress,
@@ -51,6 +38,7 @@ from fairseq_updown.data.document_corpus import (
     ModelText,
     Pair,
     build_corpus,
+    corpus_parser,
     digest,
     one_line,
     sample,
@@ -276,19 +264,15 @@ def installed_packages() -> dict[str, str]:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandParser("docstrings.py", __doc__)
+    parser = corpus_parser("docstrings.py", __doc__, vocab_size=4000)
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="directory to create")
-    add("--vocab-size", type=positive, default=4000, metavar="N", help="pieces (default 4000)")
     add("--max-pairs", type=positive, metavar="N", help="draw N pairs, for a quick trial")
     add("--eval-pairs", type=positive, default=600, metavar="N",
         help="at most N pairs in valid and in test (default 600)")  # fmt: skip
-    add("--seed", type=int, default=1, help="for what is drawn by --max-pairs and --eval-pairs")
     add("--roots", type=Path, nargs="+", metavar="DIR",
         help="source trees to read instead of the running environment")  # fmt: skip
     add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
         help="processes that parse (default: one a core)")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace a corpus that this script made before")
     return parser.parse_args(argv)
 
 

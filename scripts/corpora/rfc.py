@@ -6,17 +6,6 @@ directory (no root, nothing of the system's own apt state is touched; about 480 
 --from-dir. Page headers and footers, the title block, the table of contents, references, addresses
 and legal boilerplate are cut. An RFC and those that it obsoletes or that nearly copy it stay in
 one part of the split.
-
-Written under --out:
-
-    raw/{train,valid,test}.{src,tgt}   text, one document a line
-    raw/{train,valid,test}.ids         which RFC each line is: rfc1234
-    spm/spm.model                      sentencepiece unigram model, trained on train only
-    spm/dict.txt                       its pieces as a fairseq dictionary, for source and target
-    spm/{train,valid,test}.{src,tgt}   encoded text, ready for:
-        fairseq-preprocess --source-lang src --target-lang tgt --trainpref OUT/spm/train ...
-            --srcdict OUT/spm/dict.txt --joined-dictionary
-    report.json                        counts, lengths, and what was dropped and why
 """
 
 from __future__ import annotations
@@ -41,7 +30,6 @@ from debian.debfile import DebFile
 from rfc_documents import Rfc, Unfit, parse
 
 from fairseq_updown.cli.support import (
-    CommandParser,
     UserError,
     atomic_directory,
     progress,
@@ -50,8 +38,9 @@ from fairseq_updown.cli.support import (
 )
 from fairseq_updown.data.document_corpus import (
     Pair,
-    add_options,
+    add_sizes,
     build_corpus,
+    corpus_parser,
     digest,
     fingerprint,
     folded,
@@ -183,9 +172,9 @@ def keys(rfc: Rfc) -> tuple[str, ...]:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = CommandParser("rfc.py", __doc__)
+    parser = corpus_parser("rfc.py", __doc__)
     eval_help = "at most N documents in valid and in test (default %(default)s)"
-    add_options(parser.add_argument, eval_help, eval_documents=250)
+    add_sizes(parser.add_argument, eval_help, eval_documents=250)
     add = parser.add_argument
     add("--from-dir", type=Path, metavar="DIR",
         help="read rfcNNNN.txt or rfcNNNN.txt.gz in DIR, and fetch nothing")  # fmt: skip

@@ -8,7 +8,7 @@
 Sections:
     cost         parameters, and time and peak memory of a training step (forward, backward, Adam)
                  at base size, batch 1, without a pyramid unless --pool-layers asks for one; beside
-                 fairseq's own transformer, in turn, round by round, as benchmark.py measures
+                 fairseq's own transformer, in turn, round by round, as cost.py measures
     recall       accuracy of a small model (recall.py) on key-value pairs scattered over the first
                  half of a source, asked for at its end, after --recall-updates over all
                  --recall-lengths in turn

@@ -36,7 +36,7 @@ def mean(values: Sequence[float], digits: int = 2) -> str:
 
 
 def panels(count: int, **options: Any) -> tuple[Any, list[Any]]:
-    """A figure with axes side by side, the first logarithmic in x; draws without a screen."""
+    """A figure with axes side by side, logarithmic in x; needs no screen."""
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets all loggers speak
     from matplotlib.figure import Figure  # an extra of the development environment
 

@@ -13,8 +13,8 @@ ROUGE. Every finished step is skipped and training resumes when run again.
   --system NAME     arxiv (default), pyramidion, blockwise: updown_transformer_NAME;
                     transformer: fairseq's own, its sources cut to 1,024 tokens
   --tokens N        cut sources to N tokens (default: 4096; also run: 8192, 16384)
-  --corpus DIR      a corpus of prepare_documents.py (default: one of RFCs, made by
-                    prepare_rfc.py in the data directory)
+  --corpus DIR      a corpus of updown-prepare (default: one of RFCs, made by
+                    scripts/corpora/rfc.py in the data directory)
   --data DIR        corpus and data-bin, shared by all runs (default: ./summarization)
   --work DIR        checkpoints and summaries (default: DATA/SYSTEM-TOKENS)
   --updates N       train until this many updates (default: 2000; 100000 with --gpu)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import io
 import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
+from markupsafe import escape as escape_html
 from numpy.typing import NDArray
 
 TEMPLATE = Path(__file__).with_name("highlight_page.html")
@@ -100,16 +102,30 @@ def passages(attention: NDArray[np.float64]) -> list[tuple[int, int, float]]:
     return found
 
 
-def escape(text: str) -> str:
+class Part(NamedTuple):
+    """A part of the document as the page shows it.
+
+    Attributes:
+        kind: "token", "text" between tokens, "block" for the start of one, or "unread" text.
+        text: verbatim.
+        style: a token's classes, or a block's number.
+    """
+
+    kind: str
+    text: str
+    style: str = ""
+
+
+def escape(text: str) -> Markup:
     """HTML that shows the text; an odd character becomes `<b class=odd data-c=HEX></b>`."""
-    return _ODD.sub(
-        lambda match: f'<b class="odd" data-c="{ord(match[0]):04X}"></b>', html.escape(text)
-    )
+    shown = (f'<b class="odd" data-c="{ord(x):04X}"></b>' for x in _ODD.findall(text))
+    parts = [str(escape_html(part)) for part in _ODD.split(text)]
+    return Markup("".join(part + next(shown, "") for part in parts))
 
 
 def plain(text: str) -> str:
-    """HTML where no element may stand; odd characters become U+FFFD."""
-    return html.escape(_ODD.sub("\ufffd", text))
+    """Text for where no element may stand; odd characters become U+FFFD."""
+    return _ODD.sub("\ufffd", text)
 
 
 def exponent(even: float) -> float:
@@ -142,9 +158,9 @@ def section_end(between: str, before: str, size: int) -> int:
     return 0
 
 
-def document_html(page: Page) -> str:
-    """The text with one `<i>` a token, in sections."""
-    parts = ["<section>"]
+def sections(page: Page) -> list[list[Part]]:
+    """The text, token by token, in sections."""
+    found: list[list[Part]] = [[]]
     power = exponent(page.memory / len(page.shares))
     marked = page.block < len(page.shares)
     cursor = first = 0
@@ -158,34 +174,20 @@ def document_html(page: Page) -> str:
         between = page.text[cursor : begin + indent]
         cut = section_end(between, page.text[cursor - 1 : cursor], index - first)
         if cut:
-            parts.append(f"{escape(between[:cut])}</section><section>{escape(between[cut:])}")
+            found[-1].append(Part("text", between[:cut]))
+            found.append([])
             first = index
-        else:
-            parts.append(escape(between))
+        found[-1].append(Part("text", between[cut:]))
         if marked and index % page.block == 0:
-            parts.append(f'<b class="block" data-n="{index // page.block + 1}"></b>')
+            found[-1].append(Part("block", "", str(index // page.block + 1)))
         style = f"k{level(share, power)}" + " eos" * last
-        parts.append(f'<i class="{style}">{escape(token[indent:])}</i>')
+        found[-1].append(Part("token", token[indent:], style))
         cursor = end
     rest = page.text[cursor:].lstrip()
-    parts.append(escape(page.text[cursor : len(page.text) - len(rest)]))
+    found[-1].append(Part("text", page.text[cursor : len(page.text) - len(rest)]))
     if rest:
-        parts.append(f'</section><section><span class="unread">{escape(rest)}</span>')
-    return "".join(parts) + "</section>"
-
-
-def summary_html(words: list[Word]) -> str:
-    """One focusable element a word; the arrow keys lead from the first to the others."""
-    if not words:
-        return "<em>(the model wrote nothing)</em>"
-
-    def elements() -> Iterator[str]:
-        for number, word in enumerate(words):
-            yield " " if word.space and number else ""
-            state = f'role="button" aria-pressed="false" tabindex="{-1 if number else 0}"'
-            yield f'<span class="w" {state}>{escape(word.text)}</span>'
-
-    return "".join(elements())
+        found.append([Part("unread", rest)])
+    return found
 
 
 def pack(values: Any, dtype: str) -> str:
@@ -193,13 +195,14 @@ def pack(values: Any, dtype: str) -> str:
     return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode("ascii")
 
 
-def script_json(value: Any) -> str:
+def script_json(value: Any) -> Markup:
     """JSON in ASCII that cannot end the script element it stands in, nor open a comment."""
     text = json.dumps(value, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Markup(text)
 
 
-def data_json(page: Page) -> str:
+def data_json(page: Page) -> Markup:
     """What the script works on; the attention of word w is entries starts[w] to starts[w + 1]."""
     words = page.words
     return script_json(
@@ -242,30 +245,23 @@ def policy(template: str) -> str:
 
 
 def render(page: Page) -> str:
-    """The whole page."""
-    template = TEMPLATE.read_text(encoding="utf-8")
+    """The whole page: all that is filled in is escaped, see the template's filters."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["shown"] = escape
+    source = TEMPLATE.read_text(encoding="utf-8")
     even = page.memory / len(page.shares)
-    values = {
-        "policy": policy(template),
-        "title": plain(page.title),
-        "facts": "\n".join(
-            f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>"
-            for label, value in page.facts
-        ),
-        "notes": "\n".join(f"<p>{escape(note)}</p>" for note in page.notes),
-        "summary": summary_html(page.words),
-        "memory": f"{page.memory:,}",
-        "even": f"{even:.3g}",
-        "even_class": f"k{level(even, exponent(even))}",
-        "ticks": "".join(
-            f"<span>{(tick / 4) ** (1 / exponent(even)):.2g}</span>" for tick in range(5)
-        ),
-        "style": page_style(page),
-        "document": document_html(page),
-        "data": data_json(page),
-    }
-    # One pass: what is filled in may itself hold {{...}}.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+    return environment.from_string(source).render(
+        page=page,
+        title=plain(page.title),
+        policy=Markup(policy(source)),
+        style=page_style(page),
+        sections=sections(page),
+        data=data_json(page),
+        memory=f"{page.memory:,}",
+        even=f"{even:.3g}",
+        even_level=level(even, exponent(even)),
+        ticks=[f"{(tick / 4) ** (1 / exponent(even)):.2g}" for tick in range(5)],
+    )
 
 
 # --------------------------------------------------------------------------------------- chart

@@ -17,17 +17,6 @@ Where the split is made here, exact duplicates are dropped, and documents that c
 other, or have one summary, stay in one part. A document that cannot be used (empty, not UTF-8, no
 JSON, without its partner...) is named in a warning, counted, and left out; one longer than
 --max-words is cut to that length.
-
-Written under --out:
-
-    raw/{train,valid,test}.{src,tgt}   text, one document a line
-    raw/{train,valid,test}.ids         the article_id or id in the JSON, or the file and line
-    spm/spm.model                      sentencepiece unigram model, trained on train only
-    spm/dict.txt                       its pieces as a fairseq dictionary, for source and target
-    spm/{train,valid,test}.{src,tgt}   encoded text, ready for:
-        fairseq-preprocess --source-lang src --target-lang tgt --trainpref OUT/spm/train ...
-            --srcdict OUT/spm/dict.txt --joined-dictionary
-    report.json                        counts, lengths, and what was dropped and why
 """
 
 from __future__ import annotations
@@ -46,17 +35,18 @@ from typing import Any, NamedTuple
 
 from ..data.document_corpus import (
     SPLITS,
-    Document,
-    add_options,
+    Pair,
+    add_sizes,
     build_corpus,
+    corpus_parser,
     digest,
     fingerprint,
+    given_options,
     make_splits,
     one_line,
-    run,
 )
 from ..data.files import open_regular
-from .support import UserError, positive, printable, progress
+from .support import UserError, positive, printable, progress, run_command
 
 KIND = "document corpus"
 NAMES = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
@@ -223,12 +213,12 @@ class Checker:
         self.warned: Counter[str] = Counter()
         report["found"] = self.found
 
-    def documents(self, items: Iterable[Item], limit: int | None) -> Iterator[Document]:
+    def documents(self, items: Iterable[Item], limit: int | None) -> Iterator[Pair]:
         """The usable documents, at most ``limit``, each with a place of its own for an id."""
         usable = filter(None, map(self.document, items))
         yield from itertools.islice(usable, limit)
 
-    def document(self, item: Item) -> Document | None:
+    def document(self, item: Item) -> Pair | None:
         self.found["read"] += 1
         try:
             name, *texts = item.read()
@@ -245,7 +235,7 @@ class Checker:
             self.found["cut to --max-words"] += 1
             self.warn(item.place, "cut", f"longer than {self.max_words} words: cut there")
             source = " ".join(words[: self.max_words])
-        return Document(one_line(name) or item.place, source, target)
+        return Pair(one_line(name) or item.place, source, target)
 
     def warn(self, place: str, kind: str, message: str) -> None:
         self.warned[kind] += 1
@@ -314,12 +304,12 @@ def items_of(form: str, path: Path, args: argparse.Namespace) -> Iterator[Item]:
     return lines_of(path, lambda place, line: from_json(place, line, fields))
 
 
-def drawn(documents: Iterator[Document], args: argparse.Namespace) -> Iterator[Document]:
+def drawn(documents: Iterator[Pair], args: argparse.Namespace) -> Iterator[Pair]:
     """At most --eval-documents of them, by a seeded hash; all where that is not given."""
     if args.eval_documents is None:
         return documents
 
-    def rank(document: Document) -> str:
+    def rank(document: Pair) -> str:
         return digest(f"{args.seed} {document.id}")
 
     return iter(heapq.nsmallest(args.eval_documents, documents, key=rank))
@@ -328,15 +318,16 @@ def drawn(documents: Iterator[Document], args: argparse.Namespace) -> Iterator[D
 def build(args: argparse.Namespace) -> None:
     """Build the corpus that ``args`` ask for, unless it is there."""
     form, paths = find_input(args)
-    options = {form: str(getattr(args, form).resolve()), "max_words": args.max_words}
+    options = given_options(args) | {form: str(getattr(args, form).resolve())}
+    options["max_words"] = args.max_words
     options["files"] = fingerprint(input_files(paths.values()))
     if form != "directory":
         options |= {"source_field": args.source_field, "target_field": args.target_field}
 
-    def read(report: dict[str, Any], drops: Counter[str]) -> Mapping[str, Iterable[Document]]:
+    def read(report: dict[str, Any], drops: Counter[str]) -> Mapping[str, Iterable[Pair]]:
         checker = Checker(args.max_words, report, drops)
 
-        def documents(name: str) -> Iterator[Document]:
+        def documents(name: str) -> Iterator[Pair]:
             found = checker.documents(items_of(form, paths[name], args), args.max_documents)
             return found if name in ("", "train") else drawn(found, args)
 
@@ -350,11 +341,8 @@ def build(args: argparse.Namespace) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(
+    parser = corpus_parser("updown-prepare", __doc__)
+    add_sizes(
         parser.add_argument,
         f"at most N documents in valid and in test (default {EVAL_DOCUMENTS} where the split is "
         "made here, else all)",
@@ -376,7 +364,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; an error of the user's is one line and exit status 1."""
     args = parse_args(argv)
-    return run("updown-prepare", lambda: build(args))
+    return run_command("updown-prepare", lambda: build(args))
 
 
 if __name__ == "__main__":

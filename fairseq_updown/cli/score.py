@@ -11,7 +11,7 @@ S- and T- lines. D- lines are used where there are any, else H-; sentencepiece t
 Files with raw references are better than T- lines, where rare characters are <<unk>>.
 
 The baseline takes the start of each source: its first sentence, and its first N words. If sources
-begin with something of their own (the signature, in prepare_docstrings.py), --bodies raw/test.body
+begin with something of their own (the signature, in docstrings.py), --bodies raw/test.body
 adds the same two without it. The model is compared with the variant of the highest ROUGE-L.
 
 ROUGE is rouge_score's mean F1 (English letters and digits only); for ROUGE-Lsum, texts are split

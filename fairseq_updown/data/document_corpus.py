@@ -11,12 +11,13 @@ import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cli.support import positive, progress
+from ..cli.support import CommandParser, positive, progress
 from ..errors import UserError
 from .files import REPORT, already_built, atomic_directory, read_lines, to_json
 from .parallel_text import Groups, encode_parallel, near_copies
@@ -29,27 +30,34 @@ COPY_SHARE = 0.4  # of the shorter text's runs that the longer must hold to be i
 COPY_MIN = 8  # sampled runs of a text to be compared at all
 COMMON_RUN = 30  # a run that more texts than this share tells nothing
 TARGET_WORDS = 8  # of a target that no two texts have by chance
-MODEL_DOCUMENTS = 2500  # that the sentencepiece model is trained on
-MODEL_CHARACTERS = 5000  # of each
+LISTS = ("packages", "index files")  # too long to be printed with the report
 
 _UNWANTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2581\ufeff\ud800-\udfff]")
 
 
-class Document(NamedTuple):
-    """A pair with its id; documents that share one of their keys stay in one split."""
+class Pair(NamedTuple):
+    """A document and its summary, or a text and its translation.
+
+    Attributes:
+        id: where it comes from.
+        source, target: on a line each.
+        keys: pairs that share one stay in one split.
+        body: the source without what precedes its text, where that is something.
+    """
 
     id: str
     source: str
     target: str
     keys: tuple[str, ...] = ()
+    body: str = ""
 
 
-Reader = Callable[[dict[str, Any], Counter[str]], Mapping[str, Iterable[Document]]]
+Reader = Callable[[dict[str, Any], Counter[str]], Mapping[str, Iterable[Pair]]]
 
 
-def digest(text: str) -> str:
+def digest(text: str, algorithm: str = "sha1") -> str:
     """A hash that is the same in every process."""
-    return hashlib.sha1(text.encode("utf-8")).hexdigest()
+    return hashlib.new(algorithm, text.encode("utf-8")).hexdigest()
 
 
 def one_line(text: str) -> str:
@@ -59,7 +67,7 @@ def one_line(text: str) -> str:
 
 def folded(text: str) -> str:
     """What two texts must share to count as the same: their words; every number is 0."""
-    return " ".join(re.sub(r"\d+", "0", re.sub(r"[\W_]+", " ", text.lower())).split())
+    return " ".join(re.sub(r"\d+", "0", re.sub(r"[\W_]+", " ", text.casefold())).split())
 
 
 # -------------------------------------------------------------------------------------- copies
@@ -108,7 +116,7 @@ def copies(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
             yield a, b
 
 
-def groups(documents: Sequence[Document]) -> list[str]:
+def groups(documents: Sequence[Pair]) -> list[str]:
     """For each document the name of its group: linked by keys, targets or copied text."""
     linked = Groups()
     names = [f"document {document.id}" for document in documents]
@@ -129,8 +137,8 @@ def groups(documents: Sequence[Document]) -> list[str]:
 
 
 def make_splits(
-    documents: list[Document], eval_documents: int, seed: int, drops: Counter[str]
-) -> dict[str, list[Document]]:
+    documents: list[Pair], eval_documents: int, seed: int, drops: Counter[str]
+) -> dict[str, list[Pair]]:
     """Draw whole groups, in the order of a seeded hash, for test, valid and train.
 
     Valid and test get at most ``eval_documents`` each, and a tenth of all; train loses what is
@@ -141,11 +149,11 @@ def make_splits(
     """
     chosen = without_duplicates(documents)
     drops["duplicate"] += len(documents) - len(chosen)
-    members: dict[str, list[Document]] = defaultdict(list)
+    members: dict[str, list[Pair]] = defaultdict(list)
     for name, document in zip(groups(chosen), chosen):
         members[name].append(document)
     size = min(eval_documents, len(chosen) // 10)
-    parts: dict[str, list[Document]] = {name: [] for name in SPLITS}
+    parts: dict[str, list[Pair]] = {name: [] for name in SPLITS}
     for name in sorted(members, key=lambda name: digest(f"{seed} {name}")):
         own = members[name]
         fits = len(own) <= max(1, size // 4)
@@ -162,9 +170,9 @@ def make_splits(
     return parts
 
 
-def without_duplicates(documents: Iterable[Document]) -> list[Document]:
+def without_duplicates(documents: Iterable[Pair]) -> list[Pair]:
     """The first of all documents that differ in case and punctuation only, with all their keys."""
-    first: dict[str, Document] = {}
+    first: dict[str, Pair] = {}
     for document in documents:
         words = " ".join(re.findall(r"\w+", document.source.lower())) or document.source
         kept = first.setdefault(words, document)
@@ -174,105 +182,158 @@ def without_duplicates(documents: Iterable[Document]) -> list[Document]:
 
 
 def without_copies(
-    part: list[Document], held_out: list[Document], name: str, drops: Counter[str]
-) -> list[Document]:
+    part: list[Pair], held_out: list[Pair], name: str, drops: Counter[str]
+) -> list[Pair]:
     """The documents that are no near-copies of a held-out one; the others are counted."""
-    own, others = ([document[1:3] for document in side] for side in (part, held_out))
+    own, others = ([(x.body or x.source, x.target) for x in side] for side in (part, held_out))
     copied = near_copies(own, others, f"near-copies in {name}")
     drops[f"{name}: near-copy of a held-out document"] += sum(copied)
     return [document for document, is_copy in zip(part, copied) if not is_copy]
 
 
+def sample(pairs: list[Pair], size: int | None, seed: int) -> list[Pair]:
+    """At most ``size`` pairs, drawn by a seeded hash of their ids, in their old order."""
+    if size is None or len(pairs) <= size:
+        return pairs
+    ranks = [digest(f"{seed} {pair.id}") for pair in pairs]
+    chosen = set(sorted(ranks)[:size])
+    return [pair for pair, rank in zip(pairs, ranks) if rank in chosen]
+
+
 # -------------------------------------------------------------------------------------- output
 
 
-def write_raw(raw: Path, name: str, documents: Iterable[Document]) -> None:
-    """Write a split's ``.src``, ``.tgt`` and ``.ids`` as its documents come.
+def write_raw(raw: Path, name: str, suffixes: Sequence[str], pairs: Iterable[Pair]) -> None:
+    """Write a split's sources, targets, ids and, where there are any, bodies, as its pairs come.
 
     Raises:
         UserError: there are none
     """
-    paths = [raw / f"{name}.{end}" for end in (*SUFFIXES, "ids")]
-    src, tgt, ids = (path.open("w", encoding="utf-8", newline="\n") for path in paths)
-    with src, tgt, ids:
-        for document in documents:
-            src.write(f"{document.source}\n")
-            tgt.write(f"{document.target}\n")
-            ids.write(f"{document.id}\n")
+    paths = [raw / f"{name}.{end}" for end in (*suffixes, "ids", "body")]
+    with ExitStack() as stack:
+        files = [stack.enter_context(p.open("w", encoding="utf-8", newline="\n")) for p in paths]
+        for pair in pairs:
+            columns = (pair.source, pair.target, pair.id, pair.body)
+            for file, text in zip(files, columns if pair.body else columns[:3]):
+                file.write(f"{text}\n")
     if not paths[0].stat().st_size:
         raise UserError(f"no document is left for {name}: see above why, and give others")
+    if not paths[-1].stat().st_size:
+        paths[-1].unlink()
 
 
-def model_texts(raw: Path, seed: int) -> Iterator[str]:
-    """Targets, and a window of each source, from a bounded sample of train."""
-    ranks = [digest(f"{seed} {name}") for name in read_lines(raw / "train.ids")]
-    chosen = set(sorted(ranks)[:MODEL_DOCUMENTS])
-    sides = (read_lines(raw / f"train.{suffix}") for suffix in SUFFIXES)
-    for rank, source, target in zip(ranks, *sides):
-        if rank in chosen:
-            start = int(rank, 16) % max(1, len(source) - MODEL_CHARACTERS)
-            yield source[start : start + MODEL_CHARACTERS]
-            yield target[:MODEL_CHARACTERS]
+class ModelText(NamedTuple):
+    """What of train the sentencepiece model is trained on; None is all.
+
+    Attributes:
+        pairs: how many, drawn by a seeded hash.
+        characters: of each side: a window of the source, the start of the target.
+    """
+
+    pairs: int | None = 2500
+    characters: int | None = 5000
+
+    def texts(self, raw: Path, suffixes: Sequence[str], seed: int) -> Iterator[str]:
+        """The texts, source and target in turn."""
+        ranks = [digest(f"{seed} {name}") for name in read_lines(raw / "train.ids")]
+        chosen = set(sorted(ranks)[: self.pairs])
+        sides = (read_lines(raw / f"train.{suffix}") for suffix in suffixes)
+        for rank, source, target in zip(ranks, *sides):
+            if rank in chosen:
+                size = self.characters or len(source)
+                start = int(rank, 16) % max(1, len(source) - size)
+                yield source[start : start + size]
+                yield target[: self.characters]
+
+
+SAMPLE = ModelText()
 
 
 def build_corpus(
-    args: argparse.Namespace, kind: str, options: dict[str, Any], read: Reader
-) -> None:
+    args: argparse.Namespace,
+    kind: str,
+    options: dict[str, Any],
+    read: Reader,
+    suffixes: Sequence[str] = SUFFIXES,
+    model_text: ModelText = SAMPLE,
+) -> bool:
     """Build the corpus at ``args.out``, unless it is there; print its report.
 
     Args:
-        args: with the options of :func:`add_options`
+        args: with ``out``, ``overwrite``, ``vocab_size`` and ``seed``
         kind: what the output is called in ``report.json``
-        options: what else the corpus depends on
-        read: returns each split's documents, given the report to add to, and the counts of what
-            was dropped by reason; both may still change while the documents are drawn
+        options: what the corpus depends on
+        read: returns each split's pairs, given the report to add to, and the counts of what was
+            dropped by reason; both may still change while the pairs are drawn
+        suffixes: of the files of sources and targets
+        model_text: what the sentencepiece model is trained on
+
+    Returns:
+        whether it was built
     """
     out, start = args.out.resolve(), time.monotonic()
-    names = ("vocab_size", "eval_documents", "max_documents", "seed")
-    options = {name: getattr(args, name) for name in names} | options
     if already_built(out, kind, options, args.overwrite):
         print(f"{out} is complete (made with the same options): nothing to do")
-        return
+        return False
     report: dict[str, Any] = {"kind": kind, "options": options}
     drops: Counter[str] = Counter()
     with atomic_directory(out) as partial:
         splits = read(report, drops)
-        (partial / "raw").mkdir()
+        raw = partial / "raw"
+        raw.mkdir()
         for name in SPLITS:
-            write_raw(partial / "raw", name, splits[name])
+            write_raw(raw, name, suffixes, splits[name])
         report["dropped"] = dict(sorted((+drops).items()))
         print("training sentencepiece and encoding", file=sys.stderr, flush=True)
-        texts = model_texts(partial / "raw", args.seed)
-        report["splits"] = encode_parallel(partial, SPLITS, SUFFIXES, texts, args.vocab_size)
+        texts = model_text.texts(raw, suffixes, args.seed)
+        report["splits"] = encode_parallel(partial, SPLITS, suffixes, texts, args.vocab_size)
         (partial / REPORT).write_text(to_json(report), encoding="utf-8")
-    print(to_json(report), end="")
+    print(to_json({name: report[name] for name in report if name not in LISTS}), end="")
     print(f"wrote {out} in {time.monotonic() - start:.0f} s")
+    return True
 
 
 # ------------------------------------------------------------------------------- command line
 
 
-def add_options(add: Callable[..., Any], eval_help: str, eval_documents: int | None = None) -> None:
-    """Add the options that all corpora of documents have."""
+WRITTEN = """\
+Written under --out, with the endings src and tgt, or the two languages' codes:
+
+    raw/{train,valid,test}.{src,tgt}   text, one document a line
+    raw/{train,valid,test}.ids         where each line comes from
+    raw/{train,valid,test}.body        sources without what precedes their text, where that is told
+    spm/spm.model                      sentencepiece unigram model, trained on train only
+    spm/dict.txt                       its pieces as a fairseq dictionary, for source and target
+    spm/{train,valid,test}.{src,tgt}   encoded text, ready for:
+        fairseq-preprocess --source-lang src --target-lang tgt --trainpref OUT/spm/train ...
+            --srcdict OUT/spm/dict.txt --joined-dictionary
+    report.json                        counts, lengths, and what was dropped and why
+"""
+
+
+def corpus_parser(prog: str, description: str | None, vocab_size: int = 8000) -> CommandParser:
+    """A parser with the options of every corpus."""
+    parser = CommandParser(prog, description)
+    parser.epilog = WRITTEN
+    add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="directory to create")
-    add("--vocab-size", type=positive, default=8000, metavar="N", help="pieces (default 8000)")
+    add("--vocab-size", type=positive, default=vocab_size, metavar="N",
+        help="sentencepiece pieces (default %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=1, help="of the split and of what is drawn (default 1)")
+    add("--overwrite", action="store_true", help="replace a corpus that this command made before")
+    return parser
+
+
+def add_sizes(add: Callable[..., Any], eval_help: str, eval_documents: int | None = None) -> None:
+    """Add the options that say how many documents to take."""
     add("--eval-documents", type=positive, default=eval_documents, metavar="N", help=eval_help)
     add("--max-documents", type=positive, metavar="N", help="take only N, for a quick trial")
-    add("--seed", type=int, default=1, help="for the split and what is drawn (default 1)")
-    add("--overwrite", action="store_true", help="replace a corpus that this script made before")
 
 
-def run(name: str, build: Callable[[], None]) -> int:
-    """Run a script; an error of the user's is one line and exit status 1."""
-    try:
-        build()
-    except (UserError, OSError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    return 0
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What a corpus of documents depends on, of the options above."""
+    names = ("vocab_size", "eval_documents", "max_documents", "seed")
+    return {name: getattr(args, name) for name in names}
 
 
 def fingerprint(paths: Iterable[Path]) -> str:

@@ -107,33 +107,6 @@ def train_sentencepiece(
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def write_parallel(
-    out: Path,
-    splits: dict[str, dict[str, list[str]]],
-    model_texts: Iterable[str],
-    vocab_size: int,
-) -> dict[str, dict[str, Any]]:
-    """Write ``raw/`` text, and ``spm/`` with the model, ``dict.txt`` and the encoded text.
-
-    Args:
-        out: directory to write into
-        splits: texts by split ("train", ...), then by language suffix, all of a split aligned
-        model_texts: what to train the sentencepiece model on
-        vocab_size: its number of pieces, with the unknown piece
-
-    Returns:
-        for each split the number of pairs, and for each suffix its lengths in words and pieces
-        (without end of sentence) and the number of unknown pieces
-    """
-    raw = out / "raw"
-    raw.mkdir()
-    for name, sides in splits.items():
-        for suffix, texts in sides.items():
-            write_lines(raw / f"{name}.{suffix}", texts)
-    suffixes = list(next(iter(splits.values())))
-    return encode_parallel(out, list(splits), suffixes, model_texts, vocab_size)
-
-
 def encode_parallel(
     out: Path,
     names: Sequence[str],
@@ -141,7 +114,19 @@ def encode_parallel(
     model_texts: Iterable[str],
     vocab_size: int,
 ) -> dict[str, dict[str, Any]]:
-    """Write ``spm/`` for the text in ``raw/``, a line at a time; see :func:`write_parallel`."""
+    """Write ``spm/`` with the model, ``dict.txt`` and the encoded text of ``raw/``, by lines.
+
+    Args:
+        out: directory to write into
+        names: of the splits ("train", ...)
+        suffixes: of a split's files, which are aligned
+        model_texts: what to train the sentencepiece model on
+        vocab_size: its number of pieces, with the unknown piece
+
+    Returns:
+        for each split the number of pairs, and for each suffix its lengths in words and pieces
+        (without end of sentence) and the number of unknown pieces
+    """
     spm = out / "spm"
     spm.mkdir()
     model = train_sentencepiece(model_texts, vocab_size, spm / "spm.model")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Time and memory of updown_transformer beside fairseq's transformer, on the same work.
 
-    benchmark.py --json out.json --png out.png                      all of it: hours on two cores
-    benchmark.py --sections train --lengths 512 2048 --repeats 1
+    cost.py --json out.json --png out.png                      all of it: hours on two cores
+    cost.py --sections train --lengths 512 2048 --repeats 1
 
 Sections:
     train      a training step (forward, backward, Adam), batch 1, over the source's length
@@ -35,23 +35,37 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
+import statistics
 import time
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import cost_limits as limits
-import cost_plot as plot
+import numpy as np
+import report
+import steps
 import torch
-from cost_limits import Runner, Setup, Work
-from cost_plot import Figures
 from fairseq.models import ARCH_MODEL_REGISTRY
-from figure_store import Store, machine
-from fresh_process import OutOfMemory, alone, available_mib, guard_memory
+from figure_store import Store, machine, plugin_source
+from fresh_process import MIB, OutOfMemory, alone, available_mib, guard_memory
+from report import duration
+from steps import Runner, warm_runner
+from systems import Setup, Work, known
 
-from fairseq_updown.cli.support import UserError, check_writable, positive, progress, write_atomic
+from fairseq_updown.cli.support import (
+    CommandParser,
+    UserError,
+    check_writable,
+    positive,
+    progress,
+    run_command,
+    write_atomic,
+)
 
 ARCHITECTURES = ("transformer", "updown_transformer_arxiv", "updown_transformer_early",
                  "updown_transformer_pyramidion", "updown_transformer_blockwise")  # fmt: skip
@@ -64,17 +78,23 @@ TITLES = {
 }
 LENGTHS = [128, 512, 1024, 2048, 4096, 8192, 16384, 32768]
 LIMIT_LENGTH = 8192  # printed is the limit of the longest training step up to this
+FITTED_FROM = 2048
 LONGEST, LONGEST_UNIT = 262_144, 1024
 KIND = "fairseq_updown benchmark"
+OUT_OF_MEMORY = "out of memory"
+
+Figures = dict[str, dict[str, Any]]  # by architecture
+Rows = list[tuple[Work, Figures]]
+
+# ------------------------------------------------------------------------------------- measuring
 
 
 def time_rounds(figures: Figures, work: Work, setup: Setup, repeats: int, row_seconds: int) -> None:
     """Adds the seconds of each round to the figures of all that fit into memory together."""
     runners: dict[str, Runner] = {}
-    fitting = [arch for arch, found in figures.items() if found]
-    for arch in progress(fitting, f"{work.src_len}: warming up"):
+    for arch in progress([arch for arch, found in figures.items() if found], "warming up"):
         with suppress(OutOfMemory):
-            runners[arch] = guard_memory(partial(limits.warm_runner, arch, work, setup))
+            runners[arch] = guard_memory(partial(warm_runner, arch, work, setup))
     for arch in list(runners):
         if figures[arch]["added_mib"] > available_mib(setup.device):
             del runners[arch]
@@ -92,6 +112,8 @@ def time_rounds(figures: Figures, work: Work, setup: Setup, repeats: int, row_se
                 continue
             for key, value in found.items():
                 figures[arch].setdefault(key, []).append(value)
+    runners.clear()
+    release()
 
 
 def measure(
@@ -100,13 +122,11 @@ def measure(
     """All figures of a row by architecture; what needs too much memory lacks them."""
     figures: Figures = {}
     for arch in progress(architectures, f"{work.src_len}: memory"):
-        try:
-            figures[arch] = alone(setup.device, limits.inspect, arch, work, setup)
-        except OutOfMemory:
-            figures[arch] = {}
+        figures[arch] = {}
+        with suppress(OutOfMemory):
+            figures[arch] = alone(setup.device, steps.inspect, arch, work, setup)
         release()
     time_rounds(figures, work, setup, repeats, row_seconds)
-    release()
     return figures
 
 
@@ -127,38 +147,125 @@ def longest_source(arch: str, gigabytes: int, setup: Setup, tgt_len: int) -> int
         work = Work("train", 1, units * LONGEST_UNIT, tgt_len)
         fitted = False
         with suppress(OutOfMemory):
-            guard_memory(lambda: limits.warm_runner(arch, work, setup).run())
+            guard_memory(lambda: warm_runner(arch, work, setup).run())
             fitted = True
         release()
         return fitted
 
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / total)
-    low, high = 0, LONGEST // LONGEST_UNIT + 1
+    units = range(1, LONGEST // LONGEST_UNIT + 1)
     try:
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
+        return LONGEST_UNIT * bisect(units, False, key=lambda number: not fits(number))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    return low * LONGEST_UNIT
 
 
-def profile(architectures: Sequence[str], work: Work, setup: Setup) -> str:
-    """Where the time of one step goes, by operation, for each architecture."""
-    parts = []
-    for arch in progress(architectures, "profile"):
-        runner = limits.warm_runner(arch, work, setup)
-        with torch.profiler.profile() as profiler:
-            runner.run()
-            limits.synchronize(setup.device)
-        table = profiler.key_averages().table(
-            sort_by=f"self_{setup.device}_time_total", row_limit=30
-        )
-        parts.append(f"{arch}: {json.dumps(asdict(work))}\n{table}\n")
-        del runner
-        release()
-    return "\n".join(parts)
+# -------------------------------------------------------------------------------------- printing
+
+
+def columns(kind: str) -> list[str]:
+    """The head of a section's table."""
+    head = ["source", "batch", "architecture", "training step", "range", "faster"]
+    if kind == "generate":
+        head = [*head[:3], "decoding step", *head[4:], "encoder"]
+    return [*head, "peak memory", "less"]
+
+
+def cells(kind: str, own: dict[str, Any], stock: dict[str, Any]) -> list[str]:
+    """An architecture's part of a row, under :func:`columns`; ratios are to ``stock``."""
+
+    def ratio(figure: Callable[[dict[str, Any]], float]) -> str:
+        try:
+            return "" if own is stock else f"{figure(stock) / figure(own):.2f}x"
+        except (KeyError, ZeroDivisionError):  # the first architecture ran out of memory
+            return ""
+
+    found = [OUT_OF_MEMORY, "", ""] + [""] * (kind == "generate")
+    if own.get("seconds"):
+        median, spread = statistics.median(own["seconds"]), sorted(own["seconds"])
+        found = [duration(median), f"{duration(spread[0])} to {duration(spread[-1])}"]
+        found.append(ratio(lambda figures: statistics.median(figures["seconds"])))
+        if kind == "generate":
+            found.append(duration(statistics.median(own["encoder_seconds"])))
+    if "added_mib" not in own:
+        return [*found, OUT_OF_MEMORY, ""]
+    return [*found, f"{own['added_mib']:,.0f} MiB", ratio(lambda figures: figures["added_mib"])]
+
+
+def limit_rows(work: Work, figures: Figures, rates: dict[str, float]) -> list[list[str]]:
+    """Each architecture's time against what the machine could do at best.
+
+    A training step's limit is its operations over the measured rate of matrix products; a decoding
+    step's is that or its bytes over the measured memory bandwidth, whichever takes longer.
+    """
+    rows = []
+    step = "training step" if work.kind == "train" else "decoding step"
+    for arch, own in figures.items():
+        if not own.get("seconds"):
+            continue
+        seconds = statistics.median(own["seconds"])
+        arithmetic = own["flops"] / rates["flops_per_s"]
+        reading = own.get("bytes_read", 0) / rates["bytes_per_s"]
+        limit, bound = max((arithmetic, "arithmetic"), (reading, "memory"))
+        rows.append([
+            f"{step}, source {work.src_len}, batch {work.bsz}", f"`{arch}`",
+            f"{own['flops'] / 1e9:,.1f} G",
+            f"{own['bytes_read'] / MIB:,.0f} MiB" if "bytes_read" in own else "",
+            f"{duration(limit)} ({bound})", duration(seconds), f"{limit / seconds:.0%}",
+        ])  # fmt: skip
+    return rows
+
+
+def medians(rows: Rows, key: str) -> dict[str, dict[int, float]]:
+    """By architecture and length, the median of one figure; where it was not measured, nothing."""
+    found: dict[str, dict[int, float]] = {}
+    for work, figures in rows:
+        for arch, own in figures.items():
+            if own.get(key):
+                found.setdefault(arch, {})[work.src_len] = float(np.median(own[key]))
+    return found
+
+
+def exponents(rows: Rows) -> str:
+    """The e for which training time grows as length^e, from lengths of at least FITTED_FROM on.
+
+    Least squares on logarithms, a line an architecture.
+    """
+    lines = []
+    for arch, times in medians(rows, "seconds").items():
+        fitted = {length: value for length, value in times.items() if length >= FITTED_FROM}
+        if len(fitted) > 1:
+            logs = ([math.log(x) for x in side] for side in (fitted, fitted.values()))
+            slope = statistics.linear_regression(*logs).slope
+            lines.append(f"- `{arch}`: {slope:.2f} ({min(fitted)} to {max(fitted)})")
+    return "\n".join(lines)
+
+
+def picture(rows: Rows, title: str) -> bytes:
+    """A PNG of time and memory of a training step over the source length, one line each."""
+    figure, axes = report.panels(2, figsize=(11, 4.6))
+    shown = (("seconds", "training step, seconds"), ("added_mib", "peak memory added, MiB"))
+    lengths = sorted({work.src_len for work, _ in rows})
+    for axis, (key, label) in zip(axes, shown):
+        for number, (arch, values) in enumerate(medians(rows, key).items()):
+            colour = report.COLOURS[number % len(report.COLOURS)]
+            marker = report.MARKERS[number % len(report.MARKERS)]
+            axis.plot(*zip(*values.items()), label=arch, color=colour, marker=marker, markersize=5)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        report.plain_ticks(axis.yaxis)
+        short = [f"{n // 1024}k" if n % 1024 == 0 else str(n) for n in lengths]
+        axis.set_xticks(lengths, short)
+        axis.set_xlabel("source tokens")
+        axis.set_ylabel(label)
+    if axes[0].lines:
+        axes[0].legend(frameon=False)
+    figure.suptitle(title)
+    return report.image(figure)
+
+
+# --------------------------------------------------------------------------------------- running
 
 
 def works(section: str, args: argparse.Namespace) -> list[Work]:
@@ -168,9 +275,7 @@ def works(section: str, args: argparse.Namespace) -> list[Work]:
         return [Work("train", 1, length, args.target_length, counted=length == limit)
                 for length in args.lengths]  # fmt: skip
     if section == "dropout":
-        return [
-            Work("train", 1, length, args.target_length, 0.1) for length in args.dropout_lengths
-        ]
+        return [Work("train", 1, n, args.target_length, 0.1) for n in args.dropout_lengths]
     if section == "generate":
         return [Work("generate", bsz, length, args.steps, beam=args.beam)
                 for length in args.generation_lengths for bsz in args.batches]  # fmt: skip
@@ -178,27 +283,32 @@ def works(section: str, args: argparse.Namespace) -> list[Work]:
     return [Work("train", *size), Work("generate", *size, beam=args.beam)]
 
 
-Rows = list[tuple[Work, Figures]]
+def surroundings(device: str) -> dict[str, str]:
+    """The machine, the versions and the source that figures depend on."""
+    return {**machine(device), "plugin source": plugin_source()}
 
 
 def run_section(section: str, args: argparse.Namespace, store: Store) -> Rows:
     """Measures a section row by row, printing each when done."""
     setup = Setup(args.device, args.dtype)
-    architectures = args.architectures or list(ARCHITECTURES)
-    if section == "sentences" and not args.architectures:
-        architectures = list(SENTENCE_ARCHITECTURES)
+    default = SENTENCE_ARCHITECTURES if section == "sentences" else ARCHITECTURES
+    architectures = args.architectures or list(default)
     options = {"repeats": args.repeats, "row_seconds": args.row_seconds}
     rows: Rows = []
     for work in works(section, args):
         key = {"work": asdict(work), "architectures": architectures, "setup": asdict(setup),
-               **options, "machine": machine(args.device)}  # fmt: skip
+               **options, "machine": surroundings(args.device)}  # fmt: skip
         if not rows or rows[-1][0].kind != work.kind:
             what = f"target {work.tgt_len}" if work.kind == "train" else (
                 f"beam {work.beam}, {work.tgt_len} forced steps")  # fmt: skip
-            print(f"\n### {TITLES[section]}: {what}, {args.dtype}\n\n{plot.HEADERS[work.kind]}")
-        figures = store.get(key, lambda work=work: measure(work, architectures, setup, **options))
+            print(f"\n### {TITLES[section]}: {what}, {args.dtype}\n")
+            print(report.table(columns(work.kind), []))
+        figures = store.get(key, partial(measure, work, architectures, setup, **options))
         rows.append((work, figures))
-        print(plot.table_rows(asdict(work), figures), flush=True)
+        stock = figures[architectures[0]]
+        for arch, own in figures.items():
+            own_cells = cells(work.kind, own, stock)
+            print(report.line([str(work.src_len), str(work.bsz), f"`{arch}`", *own_cells]))
     return rows
 
 
@@ -207,31 +317,32 @@ def print_limits(rows: dict[str, Rows], args: argparse.Namespace, store: Store) 
     chosen = [row for row in rows.get("train", []) if row[0].counted] + rows.get("generate", [])
     if not chosen:
         return
-    key = {"rates": args.dtype, "machine": machine(args.device)}
-    rates = store.get(key, lambda: limits.measured_rates(args.device, getattr(torch, args.dtype)))
+    key = {"rates": args.dtype, "machine": surroundings(args.device)}
+    rates = store.get(key, lambda: steps.measured_rates(args.device, getattr(torch, args.dtype)))
     print(f"\n### Limit: {rates['flops_per_s'] / 1e9:,.0f} GFLOP/s in matrix products, "
-          f"{rates['bytes_per_s'] / 1e9:.1f} GB/s\n\n{plot.LIMIT_HEADER}")  # fmt: skip
-    for work, figures in chosen:
-        print(plot.limit_rows(asdict(work), figures, rates), flush=True)
+          f"{rates['bytes_per_s'] / 1e9:.1f} GB/s\n")  # fmt: skip
+    head = ["work", "architecture", "operations", "bytes read", "limit", "measured", "reached"]
+    print(report.table(head, [row for found in chosen for row in limit_rows(*found, rates)]))
 
 
 def run(args: argparse.Namespace) -> None:
     """All sections, then what is drawn from them, then what only GPUs do."""
+    check(args)
     store = Store(args.json, KIND)
     setup = Setup(args.device, args.dtype)
     architectures = args.architectures or list(ARCHITECTURES)
-    print(f"{json.dumps(machine(args.device))}\n\nMedians of up to {args.repeats} interleaved "
+    print(f"{json.dumps(surroundings(args.device))}\n\nMedians of up to {args.repeats} interleaved "
           "rounds, and their range. Peak memory is what the work adds to a built model; --json "
           "has the process's whole peak too.")  # fmt: skip
     rows = {section: run_section(section, args, store) for section in args.sections}
-    by_length = [(work.src_len, figures) for work, figures in rows.get("train", [])]
-    fitted = plot.exponents(by_length)
+    trained = rows.get("train", [])
+    fitted = exponents(trained)
     if fitted:
         print(f"\n### Exponent of the training step's time over length\n\n{fitted}")
     print_limits(rows, args, store)
     if args.png:
         title = f"{machine(args.device)['cpu' if args.device == 'cpu' else 'gpu']}, {args.dtype}"
-        write_atomic(args.png, plot.picture(by_length, title))
+        write_atomic(args.png, picture(trained, title))
     for gigabytes in args.longest_source:
         print(f"\n### Longest source that trains in {gigabytes} GB\n")
         if gigabytes * 1e9 > torch.cuda.get_device_properties(0).total_memory:
@@ -239,16 +350,10 @@ def run(args: argparse.Namespace) -> None:
             continue
         for arch in architectures:
             print(f"- `{arch}`: {longest_source(arch, gigabytes, setup, args.target_length):,}")
-    if args.profile:
-        work = Work("train", 1, max(args.lengths), args.target_length)
-        write_atomic(args.profile, profile(architectures, work, setup))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("cost.py", __doc__)
     add = parser.add_argument
     add("--sections", nargs="*", choices=TITLES, default=list(TITLES), help="default: all")
     add("--architectures", nargs="+", metavar="ARCH", help="ratios are to the first; "
@@ -272,14 +377,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--json", type=Path, metavar="FILE", help="keep the figures here, and go on from them")
     add("--png", type=Path, metavar="FILE", help="draw training time and memory over length")
-    add("--profile", type=Path, metavar="FILE", help="write where a training step's time goes, at "
-        "the longest of --lengths")  # fmt: skip
     add("--longest-source", type=positive, nargs="+", default=[], metavar="GB",
         help="find the longest source that trains in so much memory (GPU)")  # fmt: skip
     args = parser.parse_args(argv)
     for name in ("lengths", "dropout_lengths", "generation_lengths"):
         setattr(args, name, sorted(set(getattr(args, name))))
     return args
+
+
+def check_device(device: str) -> None:
+    """Refuses a GPU that is not there, and a system that does not tell the memory of a process."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; give --device cpu")
+    if device == "cpu" and not Path("/proc/self/clear_refs").exists():
+        raise UserError("--device cpu: memory is measured through Linux's /proc, not found here")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -289,20 +400,17 @@ def check(args: argparse.Namespace) -> None:
         UserError: saying which value, and what to give instead.
     """
     for arch in args.architectures or (*ARCHITECTURES, *SENTENCE_ARCHITECTURES):
-        if arch not in ARCH_MODEL_REGISTRY:
-            known = ", ".join(name for name in ARCH_MODEL_REGISTRY if name.startswith("updown"))
-            raise UserError(f"--architectures {arch} is not known; ours are {known}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU here; give --device cpu")
-    if args.device == "cpu" and not Path("/proc/self/clear_refs").exists():
-        raise UserError("--device cpu: memory is measured through Linux's /proc, not found here")
+        if not known(arch):
+            ours = ", ".join(name for name in ARCH_MODEL_REGISTRY if name.startswith("updown"))
+            raise UserError(f"--architectures {arch} is not known; ours are {ours}")
+    check_device(args.device)
     if args.longest_source and args.device == "cpu":
         raise UserError(
             f"--longest-source {args.longest_source[0]} needs a GPU: give --device cuda"
         )
     if args.png and "train" not in args.sections:
         raise UserError(f"--png {args.png} draws the section train: add it to --sections")
-    for name in ("json", "png", "profile"):
+    for name in ("json", "png"):
         path = getattr(args, name)
         if path is not None:
             check_writable(f"--{name}", path)
@@ -310,12 +418,7 @@ def check(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        check(args)
-        run(args)
-    except (UserError, OSError) as error:
-        raise SystemExit(f"benchmark: error: {error}") from error
-    return 0
+    return run_command("cost", lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
+import ast
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq import __version__ as fairseq_version
+from filelock import FileLock
 
 import fairseq_updown
 from fairseq_updown.cli.support import UserError, to_json, write_atomic
+
+PLUGIN = Path(fairseq_updown.__file__).parent
 
 
 class Store:
@@ -52,7 +55,7 @@ class Store:
                             "give another file")  # fmt: skip
         self.rows = found["rows"]
 
-    def get(self, key: dict[str, Any], measured: Any) -> Any:
+    def get(self, key: dict[str, Any], measured: Callable[[], Any]) -> Any:
         """The figures of this key; those not there yet are ``measured()`` and saved."""
         for row in self.rows:
             if row["key"] == key:
@@ -63,29 +66,19 @@ class Store:
 
     def put(self, key: dict[str, Any], figures: Any) -> None:
         """Saves a row beside those that others saved meanwhile; the same key's is replaced."""
-        with self._locked():
+        lock: Any = nullcontext()
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        with lock:
             self.read()
             self.rows = [row for row in self.rows if row["key"] != key]
             self.rows.append({"key": key, "figures": figures})
             if self.path:
                 write_atomic(self.path, to_json({"kind": self.kind, "rows": self.rows}))
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time; the folder is locked, since the file itself is replaced."""
-        if self.path is None:
-            yield
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
 
-
-@cache  # the sources may change while they run
+@cache
 def machine(device: str) -> dict[str, str]:
     """The machine and the versions that figures depend on."""
     cpu = platform.processor() or platform.machine()
@@ -93,8 +86,6 @@ def machine(device: str) -> dict[str, str]:
     if info.exists():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].split(":")[1].strip() if names else cpu
-    plugin = Path(fairseq_updown.__file__).parent
-    sources = b"".join(path.read_bytes() for path in sorted(plugin.rglob("*.py")))
     return {
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
         "cpu": cpu,
@@ -104,5 +95,26 @@ def machine(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "fairseq": fairseq_version,
-        "plugin source": hashlib.sha256(sources).hexdigest()[:12],
     }
+
+
+def digest(*parts: Any) -> str:
+    """A hash of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@cache
+def code(path: Path) -> str:
+    """What a Python file does, without its comments, docstrings and layout."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+@cache  # the sources may change while they run
+def plugin_source(left_out: frozenset[Path] = frozenset()) -> str:
+    """A hash of what the plugin's files do, but for some."""
+    return digest([code(path) for path in sorted(set(PLUGIN.rglob("*.py")) - left_out)])

@@ -112,7 +112,7 @@ def _server() -> BaseContext:
     """Processes that fork from a server, which finds these modules by way of PYTHONPATH."""
     context = get_context("forkserver")
     # What an optimizer imports at its first step is no memory of that step.
-    context.set_forkserver_preload(["cost_limits", "torch._dynamo"])
+    context.set_forkserver_preload(["steps", "torch._dynamo"])
     before = dict(os.environ)
     folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))

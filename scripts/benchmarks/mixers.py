@@ -8,7 +8,7 @@
 Sections:
     cost         parameters, and time and peak memory of a training step (forward, backward, Adam)
                  at base size, batch 1, without a pyramid unless --pool-layers asks for one; beside
-                 fairseq's own transformer, in turn, round by round, as benchmark.py measures
+                 fairseq's own transformer, in turn, round by round, as cost.py measures
     recall       accuracy of a small model (recall.py) on key-value pairs scattered over the first
                  half of a source, asked for at its end, after --recall-updates over all
                  --recall-lengths in turn
@@ -40,25 +40,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mixer_runs
 import mixer_table
-import torch
-from fairseq.models import ARCH_CONFIG_REGISTRY
 from figure_store import Store
-from mixer_rows import BLOCKWISE, NAMES, Row
-from mixer_runs import SECTIONS
+from mixer_rows import BLOCKWISE, NAMES, Figures, Row
+from mixer_sections import SECTIONS, failure
+from quality import parse_with_training_options
 
 from fairseq_updown.cli.support import (
+    CommandParser,
     UserError,
     check_writable,
     positive,
+    run_command,
     sigterm_interrupts,
     write_atomic,
 )
-from fairseq_updown.models.updown_transformer.options import parse_mixer, parse_pool_layers
+from fairseq_updown.models.updown_transformer.options import parse_mixer
 
 KIND = "fairseq_updown mixer comparison"
-SHORTEST_RECALL = 16  # tokens
 
 
 def say(text: str) -> None:
@@ -76,15 +75,28 @@ def stored(store: Store, row: Row, environment: Any = None) -> dict[str, Any] | 
     return None
 
 
+def groups(rows: Sequence[Row], together: int) -> list[list[Row]]:
+    """The rows in the order they are measured: costs of one length together, others alone."""
+    found: list[list[Row]] = []
+    for row in rows:
+        last = found[-1] if found else []
+        same = last and (last[0].section, last[0].length) == (row.section, row.length)
+        if same and SECTIONS[row.section].together and len(last) < together:
+            last.append(row)
+        else:
+            found.append([row])
+    return found
+
+
 def measure(rows: Sequence[Row], store: Store, args: argparse.Namespace) -> None:
     """Measures what the store does not have, and saves each row when done."""
-    keys = {row.label(): mixer_runs.key(row, args) for row in rows}  # sources may change meanwhile
+    keys = {row.label(): SECTIONS[row.section].key(row, args) for row in rows}
 
     def missing(row: Row) -> bool:
         found = stored(store, row, keys[row.label()]["environment"])
         return not found or (args.retry_failed and "failed" in found["figures"])
 
-    todo = mixer_runs.batches([row for row in rows if missing(row)], args.together)
+    todo = groups([row for row in rows if missing(row)], args.together)
     say(f"{sum(map(len, todo))} of {len(rows)} rows are to be measured")
     start = time.perf_counter()
     for number, group in enumerate(todo, 1):
@@ -93,13 +105,13 @@ def measure(rows: Sequence[Row], store: Store, args: argparse.Namespace) -> None
         try:
             figures = SECTIONS[group[0].section].measure(group, args)
         except Exception as error:
-            figures = [mixer_runs.failure(error)] * len(group)
+            figures = [failure(error)] * len(group)
         for row, found in zip(group, figures):
             store.put(keys[row.label()], found)
             say(f"    {row.mixer}: {brief(row, found)}")
 
 
-def brief(row: Row, figures: dict[str, Any]) -> str:
+def brief(row: Row, figures: Figures) -> str:
     """A row's figures in a few words."""
     if "failed" in figures:
         return f"failed: {figures['failed']}"
@@ -116,7 +128,7 @@ def show(rows: Sequence[Row], store: Store, args: argparse.Namespace) -> None:
     """
     found = []
     for row in rows:
-        environment = None if args.table else mixer_runs.key(row, args)["environment"]
+        environment = None if args.table else SECTIONS[row.section].key(row, args)["environment"]
         entry = stored(store, row, environment)
         if entry:
             found.append((row, entry))
@@ -130,18 +142,18 @@ def show(rows: Sequence[Row], store: Store, args: argparse.Namespace) -> None:
         print(text)
     print(f"\n{shlex.join(['mixers.py', *args.given])}\n")
     print(mixer_table.table(measured, args.mixers))
-    if budget(args):
-        print(f"\n{budget(args)}")
+    budgets = "; ".join(filter(None, (SECTIONS[name].budget(args) for name in args.sections)))
+    if budgets:
+        seeds = ", ".join(map(str, args.seeds))
+        print(f"\n{budgets}; seeds {seeds}: means ± half the range")
     fronts = mixer_table.fronts(measured)
     if fronts:
         print(f"\nPareto front over the step's time, from the cheapest to the best:\n\n{fronts}")
     if args.picture:
         shown = mixer_table.panels(measured)
         if not shown:
-            raise UserError(
-                f"--picture {args.picture} draws quality over cost: measure the section cost and "
-                "one other"
-            )
+            raise UserError(f"--picture {args.picture} draws quality over cost: measure the "
+                            "section cost and one other")  # fmt: skip
         kind = args.picture.suffix.removeprefix(".")
         title = f"{args.device}, {args.dtype}"
         write_atomic(args.picture, mixer_table.picture(shown, title, kind))
@@ -151,33 +163,14 @@ def environments(keys: Sequence[dict[str, Any]]) -> list[str]:
     """The different machines and versions, in the order they came up, with threads by section."""
     found: dict[str, dict[str, str]] = {}
     for key in keys:
-        environment = dict(key["environment"])
+        environment = {n: v for n, v in key["environment"].items() if n not in ("source", "data")}
         threads = environment.pop("threads")
-        for name in ("source", "data"):
-            environment.pop(name, None)
         found.setdefault(json.dumps(environment), {})[key["row"]["section"]] = threads
     return [json.dumps({**json.loads(text), "threads": found[text]}) for text in found]
 
 
-def budget(args: argparse.Namespace) -> str:
-    """What the qualities in the table come from, in words."""
-    parts = []
-    if "recall" in args.sections:
-        parts.append(f"recall after {args.recall_updates:,} updates over all its lengths")
-    for name, (head, _) in mixer_table.SCORES.items():
-        if name in args.sections:
-            updates = mixer_runs.updates(name, args)
-            parts.append(f"{head} on the test set and nll in bits a piece on the validation set of "
-                         f"{name} after {updates:,} updates")  # fmt: skip
-    seeds = ", ".join(map(str, args.seeds))
-    return f"{'; '.join(parts)}; seeds {seeds}: means ± half the range" if parts else ""
-
-
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("mixers.py", __doc__)
     add = parser.add_argument
     add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
     add("--mixers", nargs="+", default=NAMES, metavar="NAME[=SIZE]",
@@ -225,14 +218,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     quality("--validations", type=positive, default=4, metavar="N", help="of a training")
     quality("--threads", type=positive, default=1, metavar="N", help="of a training")
     add("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.usage = (
-        parser.format_usage().removeprefix("usage: ")
-        + "    [-- options of fairseq-train, for summaries and translation]"
-    )
-    given = list(sys.argv[1:] if argv is None else argv)
-    end = given.index("--") if "--" in given else len(given)
-    args = parser.parse_args(given[:end])
-    args.given, args.extra = given, given[end + 1 :]
+    args = parse_with_training_options(parser, argv)
     args.json = args.json or args.work / "mixers.json"
     for name in ("sections", "mixers", "seeds"):
         setattr(args, name, list(dict.fromkeys(getattr(args, name))))
@@ -264,18 +250,9 @@ def check(args: argparse.Namespace) -> None:
                 f"--picture {args.picture} draws quality over cost: give --sections cost and one "
                 "other"
             )
-    if args.recall_lengths[0] < SHORTEST_RECALL:
-        raise UserError(
-            f"--recall-lengths {args.recall_lengths[0]} is too short for the pairs: give at least "
-            f"{SHORTEST_RECALL}"
-        )
-    if args.table:
-        return
-    if "cost" in args.sections:
-        check_cost(args)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU here; give --device cpu")
-    check_data(args)
+    if not args.table:
+        for section in args.sections:
+            SECTIONS[section].check(args)
 
 
 def check_mixer(text: str) -> None:
@@ -289,65 +266,24 @@ def check_mixer(text: str) -> None:
         raise UserError(message.replace("choose updown", f"choose {BLOCKWISE}, updown")) from error
 
 
-def check_cost(args: argparse.Namespace) -> None:
-    """Refuses architectures, a pyramid or slots that cannot be."""
-    for name in ("arch", "stock"):
-        if getattr(args, name) not in ARCH_CONFIG_REGISTRY:
-            raise UserError(f"--{name} {getattr(args, name)} is not known to fairseq")
-    if not args.arch.startswith("updown_transformer"):
-        raise UserError(f"--arch {args.arch} has no mixers: give an updown_transformer")
-    if args.slots > args.block_size:
-        raise UserError(
-            f"--slots {args.slots}: a block cannot have more than tokens; give at most "
-            f"--block-size {args.block_size}"
-        )
-    defaults = argparse.Namespace(_name=args.arch)
-    ARCH_CONFIG_REGISTRY[args.arch](defaults)
+def run(args: argparse.Namespace) -> int:
+    check(args)
     try:
-        parse_pool_layers(args.pool_layers, getattr(defaults, "encoder_layers", None) or 6)
-    except ValueError as error:
-        raise UserError(str(error).replace("--updown-pool-layers", "--pool-layers")) from error
-    if args.device == "cpu" and not Path("/proc/self/clear_refs").exists():
-        raise UserError("--device cpu: memory is measured through Linux's /proc, not found here")
-
-
-def check_data(args: argparse.Namespace) -> None:
-    """Refuses data that is not there."""
-    if "summaries" in args.sections and not (args.summaries / "dict.src.txt").exists():
-        raise UserError(
-            f"--summaries {args.summaries} has no dict.src.txt: run scripts/quickstart.sh, or give "
-            "a folder of fairseq-preprocess with src and tgt"
-        )
-    if "translation" in args.sections:
-        binary = args.translation / "data-bin"
-        remedy = "run examples/translation/run.sh, or give its folder"
-        if not binary.is_dir():
-            raise UserError(f"--translation {args.translation} has no data-bin: {remedy}")
-        raw = mixer_runs.references(binary)
-        if not raw.is_file():
-            raise UserError(f"--translation {args.translation} has no {raw.name}: {remedy}")
-
-
-def run(args: argparse.Namespace) -> None:
-    store = Store(args.json, KIND)
-    rows = [row for section in args.sections for row in SECTIONS[section].rows(args)]
-    if not args.table:
-        measure(rows, store, args)
-    show(rows, store, args)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        check(args)
         with sigterm_interrupts():
-            run(args)
-    except (UserError, OSError) as error:
-        raise SystemExit(f"mixers: error: {error}") from error
+            store = Store(args.json, KIND)
+            rows = [row for section in args.sections for row in SECTIONS[section].rows(args)]
+            if not args.table:
+                measure(rows, store, args)
+            show(rows, store, args)
     except KeyboardInterrupt:
         say("interrupted; run it again, and it goes on from here")
         return 130
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    return run_command("mixers", lambda: run(args))
 
 
 if __name__ == "__main__":

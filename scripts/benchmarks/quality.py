@@ -20,7 +20,6 @@ The data: a folder made by fairseq-preprocess, with src and tgt, in sentencepiec
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import re
@@ -33,10 +32,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report
 from fairseq.data import data_utils
+from filelock import FileLock
+from report import mean
 
 import fairseq_updown
-from fairseq_updown.cli.support import UserError, positive, to_json, write_atomic
+from fairseq_updown.cli.support import (
+    CommandParser,
+    UserError,
+    positive,
+    run_command,
+    to_json,
+    write_atomic,
+)
 from fairseq_updown.scoring.rouge import ROUGE_TYPES
 
 UPDOWN = "updown_transformer"
@@ -122,8 +131,7 @@ class Run:
             UserError: the folder has a run with other options, finished or not.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second call of this script waits here
+        with FileLock(self.folder / "lock"):  # a second call of this script waits here
             options, made_with = to_json(self.options()), self.folder / "options.json"
             if made_with.exists() and made_with.read_text(encoding="utf-8") != options:
                 raise UserError(
@@ -251,12 +259,6 @@ def after(curve: list[tuple[float, ...]], updates: float) -> tuple[float, float]
     return float(np.interp(updates, at, nll)), float(np.interp(updates, at, rouge))
 
 
-def cell(values: Sequence[float], digits: int = 2) -> str:
-    """The mean, and half the range where there are several."""
-    spread = f" ±{(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
-
-
 def table(results: dict[str, list[dict[str, Any]]], tokens_per_update: float) -> str:
     """The comparison as a Markdown table: the mean over the seeds, and their half range.
 
@@ -271,29 +273,26 @@ def table(results: dict[str, list[dict[str, Any]]], tokens_per_update: float) ->
     budget = min(trained[system][0]["updates"] / speed[system] for system in trained)
     head = ["system", "seeds", "ROUGE-1", "ROUGE-2", "ROUGE-Lsum", "valid nll"]
     head += [f"nll, {budget:.0f} s", f"ROUGE-L, {budget:.0f} s", "tokens/s", "peak MiB"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for system, runs in results.items():
         timed = [after(train["curve"], budget * speed[system]) for train in trained[system]]
         lines.append(
             [
                 system,
                 str(len(runs)),
-                *(cell([run["test"][f"rouge{kind}"] for run in runs]) for kind in (1, 2, "Lsum")),
-                cell([train["curve"][-1][1] for train in trained[system]], 3),
-                cell([nll for nll, _ in timed], 3),
-                cell([rouge for _, rouge in timed]),
+                *(mean([run["test"][f"rouge{kind}"] for run in runs]) for kind in (1, 2, "Lsum")),
+                mean([train["curve"][-1][1] for train in trained[system]], 3),
+                mean([nll for nll, _ in timed], 3),
+                mean([rouge for _, rouge in timed]),
                 f"{tokens_per_update * speed[system]:.0f}",
-                cell([train["peak MiB"] for train in trained[system]], 0),
+                mean([train["peak MiB"] for train in trained[system]], 0),
             ]
         )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return report.table(head, lines)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("quality.py", __doc__)
     add = parser.add_argument
     add("data", type=Path, help="made by fairseq-preprocess, with src and tgt")
     add("--out", type=Path, required=True, metavar="DIR", help="where the runs are kept")
@@ -310,13 +309,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=positive, default=1, metavar="N", help="of each run (default 1)")
     add("--gpu", dest="cpu", action="store_false", help="train on the GPU")
     add("--table-only", action="store_true", help="print what has been run so far")
-    parser.usage = (
-        parser.format_usage().removeprefix("usage: ") + "    [-- options of fairseq-train]"
-    )
+    return parse_with_training_options(parser, argv)
+
+
+def parse_with_training_options(
+    parser: CommandParser, argv: Sequence[str] | None
+) -> argparse.Namespace:
+    """The arguments, with those as given in ``given`` and what follows "--" in ``extra``."""
+    usage = parser.format_usage().removeprefix("usage: ")
+    parser.usage = f"{usage}    [-- options of fairseq-train]"
     given = list(sys.argv[1:] if argv is None else argv)
     end = given.index("--") if "--" in given else len(given)
     args = parser.parse_args(given[:end])
-    args.extra = given[end + 1 :]
+    args.given, args.extra = given, given[end + 1 :]
     return args
 
 
@@ -346,11 +351,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        run(args)
-    except (UserError, OSError) as error:
-        raise SystemExit(f"quality: error: {error}") from error
-    return 0
+    return run_command("quality", lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ mixers.py also asks for key-value pairs scattered over long sources, at growing 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -25,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from fairseq.data import Dictionary
 
-from fairseq_updown.cli.support import positive, progress
+from fairseq_updown.cli.support import CommandParser, positive, progress
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel
 
 PARTS, LENGTH, BLOCK = 4, 32, 8
@@ -187,10 +186,7 @@ def accuracy(model: Any, task: Task, seed: int, device: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("recall.py", __doc__)
     add = parser.add_argument
     add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     add("--updates", type=positive, default=1000, metavar="N")

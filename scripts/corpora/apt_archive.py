@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from debian.deb822 import Deb822
+
 from fairseq_updown.cli.support import UserError
 
 SETTINGS = """\
@@ -126,13 +128,11 @@ def non_free_lines(text: str) -> str:
 def non_free_stanzas(text: str) -> str:
     """Sources in deb822 form (stanzas of ``Field: value``) with only their non-free part."""
     stanzas = []
-    for stanza in re.split(r"\n\s*\n", text):
-        kept = "".join(f"{line}\n" for line in stanza.splitlines() if not line.startswith("#"))
-        field = re.search(r"^Components:((?:.*\n)(?:[ \t].*\n)*)", kept, re.MULTILINE | re.I)
-        component = field and non_free(field[1])
-        if field and component and re.search(r"^Types:.*\bdeb\b(?!-)", kept, re.MULTILINE | re.I):
-            kept = kept[: field.start()] + f"Components: {component}\n" + kept[field.end() :]
-            stanzas.append(re.sub(r"^Types:.*", "Types: deb", kept, flags=re.MULTILINE | re.I))
+    for stanza in Deb822.iter_paragraphs(text, use_apt_pkg=False):
+        component = non_free(stanza.get("Components", ""))
+        if component and "deb" in stanza.get("Types", "").split():
+            stanza["Components"], stanza["Types"] = component, "deb"
+            stanzas.append(stanza.dump())
     return "\n".join(stanzas)
 
 

@@ -12,8 +12,10 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from apt_archive import private_apt, update
+from debian.deb822 import Deb822
 
 from fairseq_updown.cli.support import UserError, progress
+from fairseq_updown.data.document_corpus import Pair, folded
 from fairseq_updown.data.parallel_text import Groups
 
 LANGUAGES = """\
@@ -25,14 +27,6 @@ Acquire::IndexTargets::deb::Translations {{{{
   Description "$(RELEASE)/$(COMPONENT) Translation-$(LANGUAGE)";
 }}}};
 """
-
-
-class Segment(NamedTuple):
-    """A pair of texts and the family of packages that it comes from."""
-
-    english: str
-    foreign: str
-    family: str
 
 
 class Description(NamedTuple):
@@ -87,17 +81,15 @@ def read_index(path: Path) -> str:
 
 def read_descriptions(paths: Iterable[Path], lang: str) -> dict[str, Description]:
     """Descriptions by the md5 of their English text; the first package with a text names it."""
-    field = re.compile(r"^([\w-]+):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE)
     found: dict[str, Description] = {}
     for path in paths:
-        for stanza in re.split(r"\n{2,}", read_index(path)):
-            fields = dict(field.findall(stanza))
-            md5, text = fields.get("Description-md5"), fields.get(f"Description-{lang}")
-            if not md5 or not text or "Package" not in fields:
+        for stanza in Deb822.iter_paragraphs(read_index(path), use_apt_pkg=False):
+            md5, text = stanza.get("Description-md5"), stanza.get(f"Description-{lang}")
+            if not md5 or not text or "Package" not in stanza:
                 continue
             summary, _, rest = text.partition("\n")
             body = [part for part in re.split(r"(?:^|\n)[ \t]+\.[ \t]*(?:\n|$)", rest) if part]
-            found.setdefault(md5, Description(fields["Package"], [summary, *body]))
+            found.setdefault(md5, Description(stanza["Package"], [summary, *body]))
     return found
 
 
@@ -124,11 +116,6 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
-def fold(text: str) -> str:
-    """What two texts must share to count as the same: letters, without case; every number is 0."""
-    return " ".join(re.sub(r"\d+", "0", re.sub(r"[\W_]+", " ", text.casefold())).split())
-
-
 def base_name(package: str) -> str:
     """The name that a package shares with its -dev, -doc, library and versioned variants."""
     parts = [re.sub(r"[\d.+]+$", "", part) for part in package.split("-")]
@@ -142,9 +129,9 @@ def families(descriptions: dict[str, Description]) -> dict[str, str]:
     """Name the family of each description: linked by base name or by a shared first paragraph."""
     linked = Groups()
     for _, (package, paragraphs) in sorted(descriptions.items()):
-        keys = [fold(paragraphs[0])]
-        if len(paragraphs) > 1 and len(fold(paragraphs[1]).split()) >= 5:
-            keys.append(fold(paragraphs[1]))
+        keys = [folded(paragraphs[0])]
+        if len(paragraphs) > 1 and len(folded(paragraphs[1]).split()) >= 5:
+            keys.append(folded(paragraphs[1]))
         for key in keys:
             linked.link("name " + base_name(package), "text " + key)
     return {md5: linked.root("name " + base_name(d.package)) for md5, d in descriptions.items()}
@@ -152,8 +139,11 @@ def families(descriptions: dict[str, Description]) -> dict[str, str]:
 
 def align(
     english: dict[str, Description], foreign: dict[str, Description], drops: Counter[str]
-) -> Iterator[Segment]:
-    """Pair descriptions by md5, paragraphs by position, list items where their numbers agree."""
+) -> Iterator[Pair]:
+    """Pair descriptions by md5, paragraphs by position, list items where their numbers agree.
+
+    The key of a pair is the family of packages that it comes from.
+    """
     matched = {md5: english[md5] for md5 in sorted(foreign) if md5 in english}
     drops["description: no English text with its md5"] += len(foreign) - len(matched)
     family = families(matched)
@@ -167,5 +157,5 @@ def align(
             if len(left_items) != len(right_items):
                 drops["paragraph: list items do not align"] += 1
                 continue
-            for pair in zip(left_items, right_items, strict=True):
-                yield Segment(*pair, family[md5])
+            for texts in zip(left_items, right_items, strict=True):
+                yield Pair(md5, *texts, keys=(family[md5],))

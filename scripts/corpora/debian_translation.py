@@ -6,16 +6,6 @@ nothing of the system's own apt state is touched). A description and its transla
 of the English text; their paragraphs, and the items of their lists, are paired by position.
 ``--from-text`` puts ready text through the same sentencepiece and output stage instead.
 
-Written under --out (LANG and en, or src and tgt):
-
-    raw/{train,valid,test}.{LANG,en}   text, one segment a line
-    spm/spm.model                      joint sentencepiece model, trained on train only
-    spm/dict.txt                       its pieces as a fairseq dictionary, for both languages
-    spm/{train,valid,test}.{LANG,en}   encoded text, ready for:
-        fairseq-preprocess --source-lang LANG --target-lang en --trainpref OUT/spm/train ...
-            --srcdict OUT/spm/dict.txt --joined-dictionary
-    report.json                        counts, lengths, and what was dropped and why
-
 Whole families of packages (variants such as -dev and -doc, or descriptions with one summary) go to
 one part of the split, and train holds no text of valid or test, whatever its numbers and case,
 and no English near-copy of one.
@@ -26,9 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-import sys
 import tempfile
-import time
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -36,28 +24,27 @@ from pathlib import Path
 from typing import Any
 
 from debian_descriptions import (
-    Segment,
     align,
     available_languages,
     clean,
     fetch_indexes,
-    fold,
     index_files,
     read_descriptions,
 )
 
-from fairseq_updown.cli.support import (
-    REPORT,
-    UserError,
-    already_built,
-    atomic_directory,
-    positive,
-    to_json,
+from fairseq_updown.cli.support import UserError, run_command
+from fairseq_updown.data.document_corpus import (
+    SPLITS,
+    ModelText,
+    Pair,
+    build_corpus,
+    corpus_parser,
+    digest,
+    folded,
+    without_copies,
 )
-from fairseq_updown.data.parallel_text import near_copies, write_parallel
 
 KIND = "translation corpus"
-SPLITS = ("train", "valid", "test")
 HELDOUT_SIZE = 1000
 MAX_FAMILY = 30  # a family of packages larger than this never leaves the training set
 MAX_RATIO = 2.0
@@ -65,17 +52,17 @@ MAX_RATIO = 2.0
 # --------------------------------------------------------------------------- filtering, splitting
 
 
-def keep(segments: list[Segment], drops: Counter[str]) -> list[Segment]:
+def keep(segments: list[Pair], drops: Counter[str]) -> list[Pair]:
     """Drop segments without words, untranslated, of unlikely relative length, or seen before."""
-    totals = sum(len(s.english) for s in segments), sum(len(s.foreign) for s in segments)
+    totals = sum(len(s.source) for s in segments), sum(len(s.target) for s in segments)
     scale = totals[0] / max(1, totals[1])  # English characters per foreign one
-    originals = {fold(s.english) for s in segments}
+    originals = {folded(s.source) for s in segments}
     seen: set[tuple[str, str]] = set()
     kept = []
     for segment in segments:
-        key = fold(segment.english), fold(segment.foreign)
-        ratio = (len(segment.foreign) * scale + 10) / (len(segment.english) + 10)
-        if not all(has_words(text) for text in segment[:2]):
+        key = folded(segment.source), folded(segment.target)
+        ratio = (len(segment.target) * scale + 10) / (len(segment.source) + 10)
+        if not all(has_words(text) for text in segment[1:3]):
             drops["segment: hardly any letters"] += 1
         elif untranslated(*key, originals):
             drops["segment: untranslated"] += 1
@@ -104,36 +91,28 @@ def untranslated(english: str, foreign: str, originals: set[str]) -> bool:
     return size >= 5 and sum((words & copies).values()) > 0.8 * size
 
 
-def split(segments: list[Segment], seed: int, drops: Counter[str]) -> dict[str, list[Segment]]:
+def split(segments: list[Pair], seed: int, drops: Counter[str]) -> dict[str, list[Pair]]:
     """Split by whole families, in the order of their hash; no text of train stands in the rest."""
-    members: dict[str, list[Segment]] = defaultdict(list)
+    members: dict[str, list[Pair]] = defaultdict(list)
     for segment in segments:
-        members[segment.family].append(segment)
+        members[segment.keys[0]].append(segment)
     size = min(HELDOUT_SIZE, len(segments) // 10)
-    parts: dict[str, list[Segment]] = {name: [] for name in SPLITS}
-    for family in sorted(members, key=lambda name: digest(f"{seed} {name}")):
+    parts: dict[str, list[Pair]] = {name: [] for name in SPLITS}
+    for family in sorted(members, key=lambda name: digest(f"{seed} {name}", "sha256")):
         fits = len(members[family]) <= max(1, min(MAX_FAMILY, size // 4))
         open_part = next((name for name in ("test", "valid") if len(parts[name]) < size), "train")
         parts[open_part if fits else "train"].extend(members[family])
     held: set[str] = set()
     for name in ("test", "valid", "train"):
-        own = [s for s in parts[name] if not {fold(s.english), fold(s.foreign)} & held]
+        own = [s for s in parts[name] if not {folded(s.source), folded(s.target)} & held]
         drops[f"segment: taken from {name}, one side stands in test or valid"] += len(
             parts[name]
         ) - len(own)
-        parts[name] = sorted(own, key=lambda s: digest(f"{seed} {s.english}\t{s.foreign}"))
+        parts[name] = sorted(own, key=lambda s: digest(f"{seed} {s.source}\t{s.target}", "sha256"))
         if name != "train":
-            held.update(fold(text) for s in own for text in s[:2])
-    held_out = [s[:2] for s in parts["test"] + parts["valid"]]
-    copies = near_copies([s[:2] for s in parts["train"]], held_out, "comparing")
-    parts["train"] = [s for s, copy in zip(parts["train"], copies, strict=True) if not copy]
-    drops["segment: taken from train, nearly a copy of one in test or valid"] += sum(copies)
+            held.update(folded(text) for s in own for text in s[1:3])
+    parts["train"] = without_copies(parts["train"], parts["test"] + parts["valid"], "train", drops)
     return parts
-
-
-def digest(text: str) -> str:
-    """A hash that is the same in every process."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 # --------------------------------------------------------------------------- text of one's own
@@ -151,7 +130,7 @@ def text_files(folder: Path) -> list[Path]:
     return paths
 
 
-def read_own_text(folder: Path, drops: Counter[str]) -> dict[str, list[Segment]]:
+def read_own_text(folder: Path, drops: Counter[str]) -> dict[str, list[Pair]]:
     """Pairs of ``folder``'s files; a pair with an empty side is dropped, nothing else."""
     parts = {}
     for name in SPLITS:
@@ -166,8 +145,9 @@ def read_own_text(folder: Path, drops: Counter[str]) -> dict[str, list[Segment]]
                 f"{files[0]} has {len(sides[0])} lines and {files[1].name} has {len(sides[1])}: "
                 "line n of one must be the translation of line n of the other"
             )
-        pairs = [Segment(clean(a), clean(b), name) for a, b in zip(*sides, strict=True)]
-        parts[name] = [pair for pair in pairs if pair.english and pair.foreign]
+        numbered = enumerate(zip(*sides, strict=True), 1)
+        pairs = [Pair(f"{name}:{line}", clean(a), clean(b)) for line, (a, b) in numbered]
+        parts[name] = [pair for pair in pairs if pair.source and pair.target]
         drops[f"segment: empty in {name}"] += len(pairs) - len(parts[name])
         if not parts[name]:
             raise UserError(f"{files[0]} and {files[1].name} hold no pair: every line is empty")
@@ -187,27 +167,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             )
         return text
 
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = corpus_parser("debian_translation.py", __doc__)
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="directory to create")
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--lang", type=language, default="de", help="language (default de)")
     origin.add_argument("--from-text", type=Path, metavar="DIR",
         help="use DIR/{train,valid,test}.{src,tgt} as they are instead")  # fmt: skip
-    add("--vocab-size", type=positive, default=8000, metavar="N", help="pieces (default 8000)")
-    add("--seed", type=int, default=1, help="for the split (default 1)")
     add("--apt-dir", type=Path, metavar="DIR",
         help="keep apt's files here, for another language or run (default: temporary)")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace a corpus that this script made before")
     return parser.parse_args(argv)
 
 
 def debian_corpus(
     args: argparse.Namespace, report: dict[str, Any], drops: Counter[str]
-) -> dict[str, list[Segment]]:
+) -> dict[str, list[Pair]]:
     """Fetch, pair, filter and split the package descriptions; add to ``report``."""
     with tempfile.TemporaryDirectory(prefix="debian-translation-") as temporary:
         lists = fetch_indexes(args.apt_dir or Path(temporary), args.lang)
@@ -231,7 +204,7 @@ def debian_corpus(
         "English descriptions": len(english),
         "translated descriptions": len(foreign),
         "aligned segments": len(segments),
-        "families of packages": len({segment.family for segment in kept}),
+        "families of packages": len({segment.keys[0] for segment in kept}),
     }
     parts = split(kept, args.seed, drops)
     if not all(parts.values()):
@@ -241,7 +214,6 @@ def debian_corpus(
 
 def build(args: argparse.Namespace) -> None:
     """Build the corpus that ``args`` ask for, unless it is there."""
-    out, start = args.out.resolve(), time.monotonic()
     options: dict[str, Any] = {"vocab_size": args.vocab_size}
     if args.from_text:
         content = b"".join(path.read_bytes() for path in text_files(args.from_text))
@@ -249,40 +221,19 @@ def build(args: argparse.Namespace) -> None:
         options["text_sha256"] = hashlib.sha256(content).hexdigest()
     else:
         options |= {"lang": args.lang, "seed": args.seed}
-    if already_built(out, KIND, options, args.overwrite):
-        print(f"{out} is complete (made with the same options): nothing to do")
-        return
-    report: dict[str, Any] = {"kind": KIND, "options": options}
-    drops: Counter[str] = Counter()
-    with atomic_directory(out) as partial:
+
+    def read(report: dict[str, Any], drops: Counter[str]) -> dict[str, list[Pair]]:
         if args.from_text:
-            suffixes, parts = ("src", "tgt"), read_own_text(args.from_text, drops)
-        else:
-            suffixes, parts = ("en", args.lang), debian_corpus(args, report, drops)
-        report["dropped"] = dict(sorted((+drops).items()))
-        print(f"training sentencepiece on {len(parts['train'])} pairs", file=sys.stderr, flush=True)
-        texts = {
-            name: {suffix: [pair[side] for pair in pairs] for side, suffix in enumerate(suffixes)}
-            for name, pairs in parts.items()
-        }
-        own = (text for pair in parts["train"] for text in pair[:2])
-        report["splits"] = write_parallel(partial, texts, own, args.vocab_size)
-        (partial / REPORT).write_text(to_json(report), encoding="utf-8")
-    print(to_json({key: report[key] for key in report if key != "index files"}), end="")
-    print(f"wrote {out} in {time.monotonic() - start:.0f} s")
+            return read_own_text(args.from_text, drops)
+        return debian_corpus(args, report, drops)
+
+    suffixes = ("src", "tgt") if args.from_text else ("en", args.lang)
+    build_corpus(args, KIND, options, read, suffixes, ModelText(None, None))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; an error of the user's is one line and exit status 1."""
-    try:
-        build(parse_args(argv))
-    except (UserError, OSError) as error:
-        print(f"prepare_debian_translation: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("prepare_debian_translation: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    args = parse_args(argv)
+    return run_command("debian_translation", lambda: build(args))
 
 
 if __name__ == "__main__":

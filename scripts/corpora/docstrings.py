@@ -4,18 +4,6 @@
 A real corpus that needs no download: every ``.py`` file in site-packages and the standard library
 is parsed (never imported or run). The target is a docstring's first paragraph, the source is the
 signature followed by the rest of the docstring. The same packages give the same bytes.
-
-Written under --out:
-
-    raw/{train,valid,test}.{src,tgt}   text, one document a line
-    raw/{train,valid,test}.body        the sources without their signatures (for lead baselines)
-    raw/{train,valid,test}.ids         where each line comes from: file:line:name
-    spm/spm.model                      sentencepiece unigram model, trained on train only
-    spm/dict.txt                       its pieces as a fairseq dictionary, for source and target
-    spm/{train,valid,test}.{src,tgt}   encoded text, ready for:
-        fairseq-preprocess --source-lang src --target-lang tgt --trainpref OUT/spm/train ...
-            --srcdict OUT/spm/dict.txt --joined-dictionary
-    report.json                        counts, lengths, and what was dropped and why
 """
 
 from __future__ import annotations
@@ -23,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ast
 import gc
-import hashlib
 import itertools
 import json
 import multiprocessing
@@ -32,32 +19,38 @@ import re
 import signal
 import sys
 import sysconfig
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fairseq_updown.cli.support import (
     REPORT,
     UserError,
-    already_built,
-    atomic_directory,
     positive,
     progress,
-    to_json,
-    write_lines,
+    run_command,
 )
-from fairseq_updown.data.parallel_text import near_copies, write_parallel
+from fairseq_updown.data.document_corpus import (
+    SPLITS,
+    ModelText,
+    Pair,
+    build_corpus,
+    corpus_parser,
+    digest,
+    one_line,
+    sample,
+    without_copies,
+    without_duplicates,
+)
 
 KIND = "docstring corpus"
-SPLITS = ("train", "valid", "test")
 EVAL_PERCENT = 4  # of the files, for valid and for test each
 MIN_BODY_WORDS = 8
 TARGET_WORDS = range(3, 41)
-SPM_PAIRS = 6000  # drawn for sentencepiece: 1% more pieces than with all, 4 times as fast
+MODEL_TEXT = ModelText(6000, None)  # 1% more pieces than with all pairs, 4 times as fast
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -67,28 +60,8 @@ _END_OF_SUMMARY = re.compile(
     r"[:@](param|arg|type|return|rtype|raise|key|see)|>>>|\.\. |[-*+] |\w[\w ]*:$"
     r"|(Parameters|Returns|Notes|Examples)$"
 )
-_UNWANTED = re.compile(r"[\x00-\x1f\x7f\u2581]")  # control characters, sentencepiece's space
 _ROLE = re.compile(r":[a-zA-Z][\w:+.-]*:(?=`)")
 _EXAMPLE = re.compile(r"(\.\. rubric::\s*)?Examples?:{0,2}$")
-
-
-class Pair(NamedTuple):
-    """One document: ``signature`` and ``body`` make the source, ``target`` is the summary."""
-
-    path: str
-    line: int
-    name: str
-    signature: str
-    body: str
-    target: str
-
-    @property
-    def id(self) -> str:
-        return f"{self.path}:{self.line}:{self.name}"
-
-    @property
-    def source(self) -> str:
-        return f"{self.signature} {self.body}"
 
 
 # ---------------------------------------------------------------------------------- extraction
@@ -132,15 +105,15 @@ def signature(node: Documented, path: str) -> str:
         return f"module {path[: -len('.py')].removesuffix('/__init__').replace('/', '.')}:"
     if isinstance(node, ast.ClassDef):
         bases = ", ".join(ast.unparse(base) for base in [*node.bases, *node.keywords])
-        return one_line(f"class {node.name}({bases}):" if bases else f"class {node.name}:")
+        return plain(f"class {node.name}({bases}):" if bases else f"class {node.name}:")
     prefix = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    return one_line(f"{prefix} {node.name}({ast.unparse(node.args)}){returns}:")
+    return plain(f"{prefix} {node.name}({ast.unparse(node.args)}){returns}:")
 
 
-def one_line(text: str) -> str:
-    """Collapse white space; drop control characters, back-quotes and roles (``:func:``)."""
-    return " ".join(_UNWANTED.sub(" ", _ROLE.sub("", text).replace("`", "")).split())
+def plain(text: str) -> str:
+    """Text on one line without back-quotes and roles (``:func:``)."""
+    return one_line(_ROLE.sub("", text).replace("`", ""))
 
 
 def split_docstring(docstring: str) -> tuple[str, str]:
@@ -169,7 +142,7 @@ def split_docstring(docstring: str) -> tuple[str, str]:
             kept.append(heading)
             heading = ""
         kept.append(line)
-    return one_line(" ".join(lines[:end])), one_line(" ".join(kept))
+    return plain(" ".join(lines[:end])), plain(" ".join(kept))
 
 
 def unfit(target: str, body: str) -> str | None:
@@ -212,7 +185,8 @@ def extract(file: tuple[Path, str]) -> tuple[list[Pair], Counter[str]]:
             counts[reason] += 1
             continue
         line, name = getattr(node, "lineno", 1), getattr(node, "name", "<module>")
-        pairs.append(Pair(path, line, name, signature(node, path), body, target))
+        source = f"{signature(node, path)} {body}"
+        pairs.append(Pair(f"{path}:{line}:{name}", source, target, body=body))
     return pairs, counts
 
 
@@ -237,61 +211,38 @@ def extract_all(files: Sequence[tuple[Path, str]], workers: int) -> tuple[list[P
 # ---------------------------------------------------------------------- duplicates and splits
 
 
-def drop_duplicates(pairs: Iterable[Pair]) -> list[Pair]:
-    """Keep the first of all pairs whose sources differ in case and punctuation only."""
-    first: dict[tuple[str, ...], Pair] = {}
-    for pair in pairs:
-        first.setdefault(tuple(re.findall(r"\w+", pair.source.lower())), pair)
-    return list(first.values())
-
-
 def split_of(path: str) -> str:
     """The split of a file, from a hash of its path within the packages."""
-    bucket = int(hashlib.sha1(path.encode()).hexdigest(), 16) % 100
+    bucket = int(digest(path), 16) % 100
     if bucket < EVAL_PERCENT:
         return "test"
     return "valid" if bucket < 2 * EVAL_PERCENT else "train"
 
 
-def sample(pairs: list[Pair], size: int | None, seed: int) -> list[Pair]:
-    """At most ``size`` pairs, drawn by a seeded hash of their ids, in their old order."""
-    if size is None or len(pairs) <= size:
-        return pairs
-
-    def rank(pair: Pair) -> str:
-        return hashlib.sha1(f"{seed} {pair.id}".encode()).hexdigest()
-
-    chosen = set(sorted(pairs, key=rank)[:size])
-    return [pair for pair in pairs if pair in chosen]
-
-
-def without_copies(pairs: list[Pair], held_out: list[Pair], label: str) -> list[Pair]:
-    """The pairs that are no near-copies of a held-out one, by their bodies and targets."""
-    texts, others = ([(pair.body, pair.target) for pair in part] for part in (pairs, held_out))
-    copied = near_copies(texts, others, label)
-    return [pair for pair, is_copy in zip(pairs, copied) if not is_copy]
+def path_of(pair: Pair) -> str:
+    """The file that a pair comes from."""
+    return pair.id.rsplit(":", 2)[0]
 
 
 def make_splits(
-    pairs: list[Pair], max_pairs: int | None, eval_pairs: int, seed: int
-) -> tuple[dict[str, list[Pair]], dict[str, int]]:
-    """Splits by file without copies across them, and how many pairs each step dropped."""
-    dropped = {}
-    unique = drop_duplicates(pairs)
-    dropped["exact duplicates"] = len(pairs) - len(unique)
-    chosen = sample(unique, max_pairs, seed)
-    dropped["beyond --max-pairs"] = len(unique) - len(chosen)
-    drawn: dict[str, list[Pair]] = {name: [] for name in SPLITS}
-    for pair in chosen:
-        drawn[split_of(pair.path)].append(pair)
-    test = sample(drawn["test"], eval_pairs, seed)
-    dropped["test beyond --eval-pairs"] = len(drawn["test"]) - len(test)
-    uncopied = without_copies(drawn["valid"], test, "near-copies in valid")
-    dropped["valid near-copies of test"] = len(drawn["valid"]) - len(uncopied)
-    valid = sample(uncopied, eval_pairs, seed)
-    dropped["valid beyond --eval-pairs"] = len(uncopied) - len(valid)
-    train = without_copies(drawn["train"], valid + test, "near-copies in train")
-    dropped["train near-copies of valid or test"] = len(drawn["train"]) - len(train)
+    pairs: list[Pair], max_pairs: int | None, eval_pairs: int, seed: int, drops: Counter[str]
+) -> dict[str, list[Pair]]:
+    """Splits by file without copies across them; what each step drops is counted."""
+
+    def draw(found: list[Pair], size: int | None, reason: str) -> list[Pair]:
+        drawn = sample(found, size, seed)
+        drops[reason] += len(found) - len(drawn)
+        return drawn
+
+    unique = without_duplicates(pairs)
+    drops["duplicate"] += len(pairs) - len(unique)
+    parts: dict[str, list[Pair]] = {name: [] for name in SPLITS}
+    for pair in draw(unique, max_pairs, "beyond --max-pairs"):
+        parts[split_of(path_of(pair))].append(pair)
+    test = draw(parts["test"], eval_pairs, "test beyond --eval-pairs")
+    valid = without_copies(parts["valid"], test, "valid", drops)
+    valid = draw(valid, eval_pairs, "valid beyond --eval-pairs")
+    train = without_copies(parts["train"], valid + test, "train", drops)
     splits = {"train": train, "valid": valid, "test": test}
     for name, part in splits.items():
         if not part:
@@ -299,27 +250,10 @@ def make_splits(
                 f"none of the {len(pairs)} pairs found is left for {name}: install more "
                 "packages, give larger --roots, or raise --max-pairs"
             )
-    return splits, dropped
+    return splits
 
 
-# ------------------------------------------------------------------------------------- output
-
-
-def write_corpus(out: Path, splits: dict[str, list[Pair]], args: argparse.Namespace) -> Any:
-    """Write everything but the report; return the splits' figures."""
-    texts = {
-        name: {"src": [pair.source for pair in pairs], "tgt": [pair.target for pair in pairs]}
-        for name, pairs in splits.items()
-    }
-    sampled = sample(splits["train"], SPM_PAIRS, args.seed)
-    print(f"training sentencepiece on {len(sampled)} of {len(splits['train'])} pairs", flush=True)
-    model_texts = (text for pair in sampled for text in (pair.source, pair.target))
-    figures = write_parallel(out, texts, model_texts, args.vocab_size)
-    for name, pairs in splits.items():
-        write_lines(out / "raw" / f"{name}.ids", (pair.id for pair in pairs))
-        write_lines(out / "raw" / f"{name}.body", (pair.body for pair in pairs))
-        figures[name]["files"] = len({pair.path for pair in pairs})
-    return figures
+# ------------------------------------------------------------------------------- command line
 
 
 def installed_packages() -> dict[str, str]:
@@ -330,68 +264,49 @@ def installed_packages() -> dict[str, str]:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = corpus_parser("docstrings.py", __doc__, vocab_size=4000)
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="directory to create")
-    add("--vocab-size", type=positive, default=4000, metavar="N", help="pieces (default 4000)")
     add("--max-pairs", type=positive, metavar="N", help="draw N pairs, for a quick trial")
     add("--eval-pairs", type=positive, default=600, metavar="N",
         help="at most N pairs in valid and in test (default 600)")  # fmt: skip
-    add("--seed", type=int, default=1, help="for what is drawn by --max-pairs and --eval-pairs")
     add("--roots", type=Path, nargs="+", metavar="DIR",
         help="source trees to read instead of the running environment")  # fmt: skip
     add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
         help="processes that parse (default: one a core)")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace a corpus that this script made before")
     return parser.parse_args(argv)
 
 
 def build(args: argparse.Namespace) -> None:
     """Build the corpus that ``args`` ask for, unless it is there."""
-    out, start = args.out.resolve(), time.monotonic()
     roots = [root.resolve() for root in args.roots] if args.roots else environment_roots()
     for root in roots:
         if not root.is_dir():
             raise UserError(f"--roots {root} is not a directory: give the top of a source tree")
     options = {key: getattr(args, key) for key in ("vocab_size", "max_pairs", "eval_pairs", "seed")}
     options["roots"] = [str(root) for root in roots] if args.roots else "environment"
-    if already_built(out, KIND, options, args.overwrite):
-        print(f"{out} is complete (made with the same options): nothing to do")
-        made_with = json.loads((out / REPORT).read_text(encoding="utf-8")).get("packages")
-        if not args.roots and made_with != installed_packages():
-            print("note: packages have changed since; --overwrite builds it from those of now")
-        return
-    with atomic_directory(out) as partial:
+    packages = {} if args.roots else installed_packages()
+
+    def read(report: dict[str, Any], drops: Counter[str]) -> dict[str, list[Pair]]:
         files = find_files(roots)
         print(f"parsing {len(files)} files", flush=True)
         pairs, seen = extract_all(files, args.workers)
-        splits, dropped = make_splits(pairs, args.max_pairs, args.eval_pairs, args.seed)
-        report = {
-            "kind": KIND,
-            "options": options,
-            "packages": {} if args.roots else installed_packages(),
-            "found": {key: seen.pop(key, 0) for key in ("files", "docstrings")}
-            | {"pairs": len(pairs)},
-            "dropped": dict(sorted(seen.items())) | dropped,
-            "splits": write_corpus(partial, splits, args),
-        }
-        (partial / REPORT).write_text(to_json(report), encoding="utf-8")
-    print(to_json({key: value for key, value in report.items() if key != "packages"}), end="")
-    print(f"wrote {out} in {time.monotonic() - start:.0f} s")
+        found = {key: seen.pop(key, 0) for key in ("files", "docstrings")}
+        drops.update(seen)
+        splits = make_splits(pairs, args.max_pairs, args.eval_pairs, args.seed, drops)
+        used = {name: len(set(map(path_of, part))) for name, part in splits.items()}
+        report["packages"] = packages
+        report["found"] = {**found, "pairs": len(pairs), "files used": used}
+        return splits
+
+    if not build_corpus(args, KIND, options, read, model_text=MODEL_TEXT):
+        made_with = json.loads((args.out / REPORT).read_text(encoding="utf-8")).get("packages")
+        if made_with != packages:
+            print("note: packages have changed since; --overwrite builds it from those of now")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        build(args)
-    except (UserError, OSError) as error:
-        raise SystemExit(f"prepare_docstrings: error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("prepare_docstrings: interrupted, nothing was written") from None
-    return 0
+    return run_command("docstrings", lambda: build(args))
 
 
 if __name__ == "__main__":

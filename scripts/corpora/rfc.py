@@ -6,27 +6,16 @@ directory (no root, nothing of the system's own apt state is touched; about 480 
 --from-dir. Page headers and footers, the title block, the table of contents, references, addresses
 and legal boilerplate are cut. An RFC and those that it obsoletes or that nearly copy it stay in
 one part of the split.
-
-Written under --out:
-
-    raw/{train,valid,test}.{src,tgt}   text, one document a line
-    raw/{train,valid,test}.ids         which RFC each line is: rfc1234
-    spm/spm.model                      sentencepiece unigram model, trained on train only
-    spm/dict.txt                       its pieces as a fairseq dictionary, for source and target
-    spm/{train,valid,test}.{src,tgt}   encoded text, ready for:
-        fairseq-preprocess --source-lang src --target-lang tgt --trainpref OUT/spm/train ...
-            --srcdict OUT/spm/dict.txt --joined-dictionary
-    report.json                        counts, lengths, and what was dropped and why
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import lzma
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import zlib
@@ -36,19 +25,28 @@ from pathlib import Path
 from typing import Any
 
 from apt_archive import PACKAGES, copy_sources, download, package_names, private_apt, update
+from debian.arfile import ArError
+from debian.debfile import DebFile
 from rfc_documents import Rfc, Unfit, parse
 
-from fairseq_updown.cli.support import UserError, atomic_directory, progress, write_lines
+from fairseq_updown.cli.support import (
+    UserError,
+    atomic_directory,
+    progress,
+    run_command,
+    write_lines,
+)
 from fairseq_updown.data.document_corpus import (
-    Document,
-    add_options,
+    Pair,
+    add_sizes,
     build_corpus,
+    corpus_parser,
     digest,
     fingerprint,
     folded,
+    given_options,
     make_splits,
     one_line,
-    run,
 )
 
 KIND = "RFC corpus"
@@ -102,22 +100,18 @@ def unpack(package: Path, folder: Path) -> None:
     Raises:
         UserError: it is no whole package
     """
-    command = ["dpkg-deb", "--fsys-tarfile", str(package)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as unpacker:
-        assert unpacker.stdout is not None
-        try:
-            with tarfile.open(fileobj=unpacker.stdout, mode="r|") as archive:
-                for member in archive:
-                    name = Path(member.name).name
-                    if member.isfile() and TEXT_FILE.fullmatch(name):
-                        file = archive.extractfile(member)
-                        assert file is not None
-                        (folder / name).write_bytes(file.read())
-            unpacker.stdout.read()  # padding, without which dpkg-deb would see a broken pipe
-        except tarfile.TarError as error:
-            raise UserError(f"dpkg-deb cannot unpack {package.name}: {error}") from error
-    if unpacker.returncode:
-        raise UserError(f"dpkg-deb cannot unpack {package.name}: status {unpacker.returncode}")
+    try:
+        with DebFile(package) as content:
+            archive = content.data.tgz()
+            for member in archive:
+                name = Path(member.name).name
+                if member.isfile() and TEXT_FILE.fullmatch(name):
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    (folder / name).write_bytes(file.read())
+    except (ArError, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
+        raise UserError(f"{package.name} cannot be unpacked: {error}; fetch it again, and for a "
+                        "data.tar.zst install zstd") from error  # fmt: skip
 
 
 def text_files(folder: Path) -> dict[int, Path]:
@@ -153,7 +147,7 @@ def read(path: Path) -> bytes:
         raise Unfit("file that cannot be read") from error
 
 
-def pairs(files: dict[int, Path], drops: Counter[str]) -> list[Document]:
+def pairs(files: dict[int, Path], drops: Counter[str]) -> list[Pair]:
     """The pairs in the files; those that give none are counted by the reason."""
     found = []
     for number, path in progress(files.items(), "parsing", len(files)):
@@ -162,9 +156,7 @@ def pairs(files: dict[int, Path], drops: Counter[str]) -> list[Document]:
         except Unfit as reason:
             drops[str(reason)] += 1
             continue
-        found.append(
-            Document(f"rfc{number}", one_line(rfc.body), one_line(rfc.abstract), keys(rfc))
-        )
+        found.append(Pair(f"rfc{number}", one_line(rfc.body), one_line(rfc.abstract), keys(rfc)))
     return found
 
 
@@ -180,12 +172,9 @@ def keys(rfc: Rfc) -> tuple[str, ...]:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = corpus_parser("rfc.py", __doc__)
     eval_help = "at most N documents in valid and in test (default %(default)s)"
-    add_options(parser.add_argument, eval_help, eval_documents=250)
+    add_sizes(parser.add_argument, eval_help, eval_documents=250)
     add = parser.add_argument
     add("--from-dir", type=Path, metavar="DIR",
         help="read rfcNNNN.txt or rfcNNNN.txt.gz in DIR, and fetch nothing")  # fmt: skip
@@ -196,12 +185,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def build(args: argparse.Namespace) -> None:
     """Build the corpus that ``args`` ask for, unless it is there."""
-    options = {}
+    options = given_options(args)
     if args.from_dir:
         options["from_dir"] = str(args.from_dir.resolve())
         options["files"] = fingerprint(text_files(args.from_dir).values())
 
-    def read_splits(report: dict[str, Any], drops: Counter[str]) -> dict[str, list[Document]]:
+    def read_splits(report: dict[str, Any], drops: Counter[str]) -> dict[str, list[Pair]]:
         folder = args.from_dir or fetched_texts(args.cache.resolve())
         files = text_files(folder)
         drawn = sorted(files, key=lambda number: digest(f"{args.seed} {number}"))
@@ -225,7 +214,7 @@ def package_list(folder: Path) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; an error of the user's is one line and exit status 1."""
     args = parse_args(argv)
-    return run("prepare_rfc", lambda: build(args))
+    return run_command("rfc", lambda: build(args))
 
 
 if __name__ == "__main__":

@@ -235,13 +235,13 @@ def paragraphs(lines: list[str]) -> Iterator[str]:
         if line:
             run.append(line.strip())
             continue
-        text = one_line(run)
+        text = joined(run)
         if text and not any(map(text.lower().__contains__, _BOILERPLATE)):
             yield text
         run = []
 
 
-def one_line(run: list[str]) -> str:
+def joined(run: list[str]) -> str:
     """Lines joined; one that ends in a word's hyphen is joined without a space."""
     text = _RULE.sub(" ", "\n".join(run))
     kept = "\n".join(line for line in text.split("\n") if any(map(str.isalnum, line)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import status
 
 from fairseq_updown.cli import prepare
 
@@ -50,7 +51,7 @@ def plain(pair: tuple[str, str], number: int = 0) -> str:
 
 
 def build(out: Path, *options: object) -> int:
-    return prepare.main(["--out", str(out), "--vocab-size", "90", *map(str, options)])
+    return status(prepare.main, ["--out", str(out), "--vocab-size", "90", *map(str, options)])
 
 
 def lines(path: Path) -> list[str]:

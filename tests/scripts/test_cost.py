@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import cost
-import cost_limits
-import cost_plot
 import fresh_process
 import pytest
+import steps
+import systems
 import torch
 from commands import run
-from cost_limits import Runner, Setup, Work
 from fresh_process import OutOfMemory, in_fresh_process
+from steps import Runner, warm_runner
+from systems import VOCABULARY, FairseqSystem, Setup, Work, build
 
 from fairseq_updown.ops import packed_linear
 
@@ -63,7 +64,7 @@ def test_every_section_has_its_rows_and_figures(measured: Tuple[Path, str]) -> N
     assert printed.count(f"`{OURS}`") == 6 + 2
     assert "### Limit" in printed
     assert (folder / "new" / "out.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in folder.iterdir()) == ["new", "out.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [".out.json.lock", "new", "out.json"]
 
 
 def test_second_run_measures_nothing_and_prints_the_same(
@@ -75,7 +76,7 @@ def test_second_run_measures_nothing_and_prints_the_same(
         raise AssertionError("measured again")
 
     monkeypatch.setattr(cost, "measure", refuse)
-    monkeypatch.setattr(cost_limits, "measured_rates", refuse)
+    monkeypatch.setattr(steps, "measured_rates", refuse)
     before = (folder / "out.json").read_bytes()
     arguments = [*SMALL, "--json", str(folder / "out.json")]
     assert cost.main(arguments) == 0
@@ -98,7 +99,7 @@ def test_what_does_not_fit_into_memory_is_said_and_the_rest_goes_on(
 
     monkeypatch.setattr(fresh_process, "in_fresh_process", inspect)
     monkeypatch.setattr(
-        cost_limits, "measured_rates", lambda *_: {"flops_per_s": 1.0, "bytes_per_s": 1.0}
+        steps, "measured_rates", lambda *_: {"flops_per_s": 1.0, "bytes_per_s": 1.0}
     )
     train = [*SMALL, "--sections", "train", "--png", str(tmp_path / "out.png")]
     assert cost.main(train) == 0
@@ -124,7 +125,7 @@ def test_a_killed_process_and_a_failed_allocation_are_out_of_memory() -> None:
 
 def test_peak_memory_grows_with_length() -> None:
     short, long = (
-        in_fresh_process(cost_limits.inspect, OURS, Work("train", 1, length, 8), CPU)
+        in_fresh_process(steps.inspect, OURS, Work("train", 1, length, 8), CPU)
         for length in (16, 4096)
     )
     assert long["added_mib"] > short["added_mib"] + 10
@@ -140,26 +141,26 @@ def options(model: Any) -> Tuple[int, int, int, int]:
 
 def test_operations_of_a_training_step_are_those_of_the_closed_form() -> None:
     work = Work("train", 2, 24, 16, counted=True)
-    model = cost_limits.build(STOCK, work, CPU)
+    model = build(STOCK, work, CPU).model
     (d, ffn, encoder, decoder), src, tgt = options(model), work.src_len, work.tgt_len
     linear = encoder * src * (4 * d * d + 2 * d * ffn)
     linear += decoder * (tgt * (4 * d * d + 2 * d * d + 2 * d * ffn) + src * 2 * d * d)
-    linear += tgt * d * cost_limits.VOCABULARY
+    linear += tgt * d * VOCABULARY
     # Backward: two products for each of forward. The kernel of self-attention also computes its
     # logits once more; fairseq's cross-attention takes no such kernel, since its keys are static.
     self_attention = 2 * d * (encoder * src**2 + decoder * tgt**2)
     cross_attention = 2 * d * decoder * tgt * src
     expected = work.bsz * 2 * (3 * (linear + cross_attention) + 3.5 * self_attention)
-    assert cost_limits.inspect(STOCK, work, CPU)["flops"] == expected
+    assert steps.inspect(STOCK, work, CPU)["flops"] == expected
 
 
 def test_a_decoding_step_reads_its_weights_and_caches_and_nothing_else() -> None:
     work = Work("generate", 2, 24, 8, beam=3)
-    model = cost_limits.build(STOCK, work, CPU)
+    model = build(STOCK, work, CPU).model
     (d, ffn, _, layers), src, rows = options(model), work.src_len, work.bsz * work.beam
     prefix = work.tgt_len // 2 + 1
-    linear = layers * (4 * d * d + 2 * d * d + 2 * d * ffn) + d * cost_limits.VOCABULARY
-    found = cost_limits.inspect(STOCK, work, CPU)
+    linear = layers * (4 * d * d + 2 * d * d + 2 * d * ffn) + d * VOCABULARY
+    found = steps.inspect(STOCK, work, CPU)
     assert found["flops"] == rows * 2 * (linear + layers * 2 * d * (prefix + src))
     weights = sum(parameter.nbytes for parameter in model.decoder.parameters())
     unread = layers * 2 * (d * d + d) * 4  # the memory is projected at the first step alone
@@ -169,9 +170,9 @@ def test_a_decoding_step_reads_its_weights_and_caches_and_nothing_else() -> None
 
 def test_packed_weights_count_as_the_plain_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work("generate", 2, 24, 40, beam=3)
-    packed = cost_limits.inspect(OURS, work, CPU)
+    packed = steps.inspect(OURS, work, CPU)
     monkeypatch.setattr(packed_linear.Float32, "first_step", 1000)
-    plain = cost_limits.inspect(OURS, work, CPU)
+    plain = steps.inspect(OURS, work, CPU)
     assert packed["flops"] == plain["flops"]
     assert packed["bytes_read"] == plain["bytes_read"]
 
@@ -182,10 +183,10 @@ def test_fitted_exponent_is_that_of_a_power_law_and_short_lengths_do_not_count(
 ) -> None:
     lengths = [2048, 8192, 16384]
     seconds = [3e-5 * length**exponent for length in lengths]
-    assert cost_plot.fitted_exponent(lengths, seconds) == pytest.approx(exponent)
-    rows = [(n, {"ours": {"seconds": [s, s, 9 * s]}}) for n, s in zip(lengths, seconds)]
-    rows = [(128, {"ours": {"seconds": [50.0]}}), *rows, (32768, {"ours": {}})]
-    assert cost_plot.exponents(rows) == f"- `ours`: {exponent:.2f} (2048 to 16384)"
+    figures = {n: {"ours": {"seconds": [s, s, 9 * s]}} for n, s in zip(lengths, seconds)}
+    figures |= {128: {"ours": {"seconds": [50.0]}}, 32768: {"ours": {}}}
+    rows = [(Work("train", 1, length, 8), figures[length]) for length in sorted(figures)]
+    assert cost.exponents(rows) == f"- `ours`: {exponent:.2f} (2048 to 16384)"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -193,20 +194,28 @@ def test_low_precision_trains_and_generates(dtype: str) -> None:
     for arch in (STOCK, OURS):
         for kind in ("train", "generate"):
             work = Work(kind, 1, 40, 4, beam=2)
-            runner = cost_limits.warm_runner(arch, work, Setup("cpu", dtype))
+            runner = warm_runner(arch, work, Setup("cpu", dtype))
             assert runner.timed()["seconds"] > 0
-            found = runner.model.decoder.layers[0].fc1.weight
+            found = runner.system.model.decoder.layers[0].fc1.weight
             assert found.dtype == getattr(torch, dtype)
             assert found.isfinite().all()
 
 
-def test_profile_says_where_the_time_goes(tmp_path: Path) -> None:
-    path = tmp_path / "profile.txt"
-    assert cost.main([*SMALL, "--sections", "--profile", str(path)]) == 0
-    text = path.read_text()
-    assert f"{STOCK}: " in text
-    assert f"{OURS}: " in text
-    assert "aten::addmm" in text
+def test_a_system_of_another_library_is_one_entry(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    class Another(FairseqSystem):
+        def __init__(self, name: str, work: Work, setup: Setup) -> None:
+            super().__init__(STOCK, work, setup)
+
+    monkeypatch.setitem(systems.SYSTEMS, "another", Another)
+    row = Work("train", 1, 16, 8)
+    runner = warm_runner("another", row, CPU)
+    assert isinstance(runner.system, Another)
+    assert runner.timed()["seconds"] > 0
+    monkeypatch.setattr(cost, "alone", lambda device, look, *of: look(*of))
+    assert cost.main([*SMALL, "--sections", "train", "--architectures", STOCK, "another"]) == 0
+    assert capsys.readouterr().out.count("`another`") == 3  # two lengths, and the limit of one
 
 
 MISTAKES: List[Tuple[List[str], str]] = [

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from fairseq_updown.data import document_corpus
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "corpora" / "docstrings.py"
 SPLITS = ("train", "valid", "test")
 
@@ -123,7 +125,7 @@ def test_a_pair_is_signature_and_cleaned_rest_against_first_paragraph(
     files = prepare.find_files([tmp_path])
     assert [path for _, path in files] == ["broken.py", "grids/__init__.py"]
     pairs, counts = prepare.extract_all(files, 1)
-    assert {pair.name: (pair.source, pair.target) for pair in pairs} == {
+    assert {pair.id.split(":")[-1]: (pair.source, pair.target) for pair in pairs} == {
         "<module>": (
             "module grids: This module holds what all of the grids have in common, and nothing "
             "else.",
@@ -176,7 +178,7 @@ def test_the_corpus_is_aligned_split_by_file_and_counted(
         assert {prepare.split_of(path) for path in files[split]} == {split}
         figures = report(out)["splits"][split]
         assert figures["pairs"] == len(ids)
-        assert figures["files"] == len(files[split])
+        assert report(out)["found"]["files used"][split] == len(files[split])
         for suffix in ("src", "tgt"):
             assert len(lines(out / "raw" / f"{split}.{suffix}")) == len(ids)
             encoded = lines(out / "spm" / f"{split}.{suffix}")
@@ -225,8 +227,8 @@ def test_copies_across_splits_leave_train_and_are_counted(
     out = tmp_path / "out"
     prepare.main(arguments(tree, out))
     dropped = report(out)["dropped"]
-    assert dropped["train near-copies of valid or test"] == 2
-    assert dropped["exact duplicates"] == 1
+    assert dropped["train: near-copy of a held-out document"] == 2
+    assert dropped["duplicate"] == 1
     names = {
         split: {line.rpartition(":")[2] for line in lines(out / "raw" / f"{split}.ids")}
         for split in SPLITS
@@ -306,7 +308,7 @@ def test_an_interruption_leaves_what_was_there(
     tree: Path, tmp_path: Path, prepare: ModuleType, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     out = tmp_path / "out"
-    whole = prepare.write_parallel
+    whole = document_corpus.encode_parallel
 
     def interrupted(folder: Path, *given: Any) -> None:
         whole(folder, *given)
@@ -314,14 +316,14 @@ def test_an_interruption_leaves_what_was_there(
             os.kill(os.getpid(), signal.SIGTERM)
         raise KeyboardInterrupt if how == "ctrl-c" else OSError("disk is full")
 
-    monkeypatch.setattr(prepare, "write_parallel", interrupted)
-    with pytest.raises(SystemExit, match="disk is full" if how == "error" else "nothing was"):
+    monkeypatch.setattr(document_corpus, "encode_parallel", interrupted)
+    with pytest.raises(SystemExit, match="disk is full" if how == "error" else "130"):
         prepare.main(arguments(tree, out))
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]
-    monkeypatch.setattr(prepare, "write_parallel", whole)
+    monkeypatch.setattr(document_corpus, "encode_parallel", whole)
     prepare.main(arguments(tree, out))
     before = content(out)
-    monkeypatch.setattr(prepare, "write_parallel", interrupted)
+    monkeypatch.setattr(document_corpus, "encode_parallel", interrupted)
     with pytest.raises(SystemExit):
         prepare.main(arguments(tree, out, "--overwrite"))
     assert content(out) == before

@@ -3,17 +3,18 @@
 import json
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Set, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import cost
-import cost_limits
+import figure_store
 import mixer_rows
-import mixer_runs
-import mixer_table
+import mixer_sections
 import mixers
 import pytest
-from figure_store import Store
-from mixer_rows import MIXER_FILES, PLUGIN, Row
+import systems
+from figure_store import PLUGIN, Store, code, plugin_source
+from mixer_rows import Row
+from mixer_sections import SECTIONS
 from mixers import KIND
 
 from fairseq_updown.mixers import MIXERS
@@ -53,8 +54,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     found = Fake()
-    section = mixer_runs.SECTIONS["recall"]._replace(measure=found)
-    monkeypatch.setitem(mixer_runs.SECTIONS, "recall", section)
+    monkeypatch.setattr(SECTIONS["recall"], "measure", found)
     return found
 
 
@@ -165,11 +165,11 @@ def test_a_mixer_that_is_refused_leaves_the_others_their_figures(
         for arch in figures:
             figures[arch]["seconds"] = [0.5 if "updown" in arch else 2.0]
 
-    monkeypatch.setattr(mixer_runs.fresh_process, "alone", alone)
+    monkeypatch.setattr(mixer_sections.fresh_process, "alone", alone)
     monkeypatch.setattr(cost, "time_rounds", time_rounds)
-    mixer_runs.inspect_stock.cache_clear()
+    mixer_sections.inspect_once.cache_clear()
     assert call(tmp_path, "--sections", "cost", "--lengths", "16") == 0
-    mixer_runs.inspect_stock.cache_clear()
+    mixer_sections.inspect_once.cache_clear()
     printed = capsys.readouterr().out
     assert "| `updown` | 3.0M | 500 ms (4.00x) | 1 MiB |" in printed
     assert "| `full` | failed | failed | failed |" in printed
@@ -182,17 +182,17 @@ def test_blockwise_is_compared_by_way_of_its_slots(
     built: List[Any] = []
 
     def alone(device: str, function: Any, arch: str, *more: Any) -> Dict[str, float]:
-        built.append(cost_limits.build(arch, *more).cfg)
+        built.append(systems.build(arch, *more).model.cfg)
         raise ValueError("built")
 
-    monkeypatch.setattr(mixer_runs.fresh_process, "alone", alone)
+    monkeypatch.setattr(mixer_sections.fresh_process, "alone", alone)
     args = ["--sections", "cost", "--lengths", "16", "--mixers", "blockwise", "luna=2", "updown"]
     assert call(tmp_path, *args) == 0
     mixers_and_slots = [(cfg.updown_mixer, cfg.updown_slots) for cfg in built[1:]]
     assert mixers_and_slots == [("updown", 0), ("luna=2", 2), ("updown", 2)]
     args = mixers.parse_args([*TINY, "--mixers", "blockwise"])
     for section in ("summaries", "translation"):
-        options = mixer_runs.SECTIONS[section].rows(args)[0].task["options"]
+        options = SECTIONS[section].rows(args)[0].task["options"]
         slots = [options[i + 1] for i, option in enumerate(options) if option == "--updown-slots"]
         assert slots[-1] == "0"  # the last one counts
         assert "--updown-mixer" not in options
@@ -224,7 +224,7 @@ def test_several_processes_fill_one_file(tmp_path: Path) -> None:
         ("full", "pyramid.py", True),
         ("full", "mixers/luna.py", False),
         ("full", "mixers/__init__.py", False),
-        ("full", "scoring/rouge.py", False),
+        ("full", "scoring/rouge.py", True),
         ("topm=5", "mixers/topm.py", True),
         ("topm=5", "mixers/chosen_keys.py", True),
         ("topm=5", "mixers/full.py", True),
@@ -238,30 +238,25 @@ def test_a_row_depends_on_its_mixer_and_what_is_shared(
 ) -> None:
     path = PLUGIN / changed
     assert path.is_file()
-    monkeypatch.setattr(mixer_rows, "code", str)
-    before = mixer_rows.source(mixer, mixer_rows.MODEL)
-    monkeypatch.setattr(mixer_rows, "code", lambda p: "new" if p == path else str(p))
-    assert (before != mixer_rows.source(mixer, mixer_rows.MODEL)) == matters
+    before = source_where(monkeypatch, mixer, {})
+    assert (before != source_where(monkeypatch, mixer, {path: "new"})) == matters
 
 
-def test_all_that_the_model_imports_counts() -> None:
-    waiting = set((PLUGIN / "models").rglob("*.py"))
-    seen: Set[Path] = set()
-    while waiting:
-        path = waiting.pop()
-        seen.add(path)
-        if MIXER_FILES not in path.parents:
-            waiting |= mixer_rows.imported(path) - seen
-    assert MIXER_FILES / "__init__.py" in seen
-    parts = {path.relative_to(PLUGIN).parts[0] for path in seen if path.name != "__init__.py"}
-    assert parts == {*mixer_rows.MODEL, "mixers"}
+def source_where(monkeypatch: pytest.MonkeyPatch, mixer: str, changed: Dict[Path, str]) -> str:
+    """A mixer's hash, with other content in some files."""
+    plugin_source.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(figure_store, "code", lambda path: changed.get(path, str(path)))
+        found = mixer_rows.source(mixer)
+    plugin_source.cache_clear()
+    return found
 
 
 def test_adding_a_mixer_leaves_the_others_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = mixer_rows.source("full", (".",))
+    before = mixer_rows.source("full")
     monkeypatch.setitem(MIXERS, "another", MIXERS["updown"])
-    assert mixer_rows.source("full", (".",)) == before
-    assert mixer_rows.source("another", (".",)) == mixer_rows.source("updown", (".",)) != before
+    assert mixer_rows.source("full") == before
+    assert mixer_rows.source("another") == mixer_rows.source("updown") != before
 
 
 def test_comments_and_docstrings_are_no_code(tmp_path: Path) -> None:
@@ -272,7 +267,7 @@ def test_comments_and_docstrings_are_no_code(tmp_path: Path) -> None:
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
-    plain, commented, changed = (mixer_rows.code(tmp_path / name) for name in texts)
+    plain, commented, changed = (code(tmp_path / name) for name in texts)
     assert plain == commented != changed
 
 
@@ -280,8 +275,8 @@ def test_a_key_names_all_that_figures_depend_on(tmp_path: Path) -> None:
     arguments = [*TINY, "--sections", "summaries", "--summaries", str(tmp_path), "--seeds", "1"]
     args = mixers.parse_args([*arguments, "--updates", "7", "--", "--lr", "0.1"])
     (tmp_path / "train.src-tgt.src.bin").write_bytes(b"one")
-    row = mixer_runs.SECTIONS["summaries"].rows(args)[0]
-    key = mixer_runs.key(row, args)
+    row = SECTIONS["summaries"].rows(args)[0]
+    key = SECTIONS["summaries"].key(row, args)
     assert json.loads(json.dumps(key)) == key
     options = key["row"]["task"]["options"]
     assert options[options.index("--updown-mixer") + 1] == "updown"
@@ -292,7 +287,7 @@ def test_a_key_names_all_that_figures_depend_on(tmp_path: Path) -> None:
     )
     mixer_rows.data_hash.cache_clear()
     (tmp_path / "train.src-tgt.src.bin").write_bytes(b"two")
-    assert mixer_runs.key(row, args)["environment"]["data"] != key["environment"]["data"]
+    assert SECTIONS["summaries"].key(row, args)["environment"]["data"] != key["environment"]["data"]
 
 
 def test_options_may_be_for_translation_alone() -> None:
@@ -301,7 +296,7 @@ def test_options_may_be_for_translation_alone() -> None:
     ends = {"summaries": ["--lr", "0.1"]}
     ends["translation"] = [*ends["summaries"], "--lr", "0.2", "--adam-betas", "(0.9, 0.9)"]
     for section, end in ends.items():
-        row = mixer_runs.SECTIONS[section].rows(args)[0]
+        row = SECTIONS[section].rows(args)[0]
         assert row.task["options"][-len(end) :] == end
         assert "0.2" not in row.task["options"] or section == "translation"
 
@@ -309,7 +304,7 @@ def test_options_may_be_for_translation_alone() -> None:
 def test_costs_of_one_length_are_timed_together_and_all_else_alone() -> None:
     rows = [Row("cost", mixer, length) for length in (1, 2) for mixer in "abc"]
     rows += [Row("recall", mixer, seed=1) for mixer in "ab"]
-    groups = mixer_runs.batches(rows, 2)
+    groups = mixers.groups(rows, 2)
     assert [[row.mixer for row in group] for group in groups] == [
         *(["a", "b"], ["c"], ["a", "b"], ["c"], ["a"], ["b"]),
     ]
@@ -323,12 +318,12 @@ def test_translations_are_scored_in_the_order_of_the_references(tmp_path: Path) 
     (tmp_path / "raw").write_text("".join(f"{text}\n" for text in texts))
     generated = tmp_path / "generated"
     generated.write_text(f"H-1\t-1\t▁x\nD-1\t-1\t{texts[1]}\nD-0\t-1\t{texts[0]}\n")
-    found = mixer_runs.score_translations(generated, tmp_path / "raw")
+    found = mixer_sections.score_translations(generated, tmp_path / "raw")
     assert found["BLEU"] == pytest.approx(100)
     assert found["chrF2 signature"].startswith("nrefs:1")
     generated.write_text(f"D-1\t-1\t{texts[1]}\n")
     with pytest.raises(ValueError, match="holds 1 of 2 translations"):
-        mixer_runs.score_translations(generated, tmp_path / "raw")
+        mixer_sections.score_translations(generated, tmp_path / "raw")
 
 
 @pytest.mark.slow
@@ -348,7 +343,7 @@ def test_trainings_run_once_and_are_scored(
     ]
     assert call(tmp_path, *arguments) == 0
     printed = capsys.readouterr().out
-    assert f"| mixer | {mixer_table.SCORES[section][0]} | nll, {section} |" in printed
+    assert f"| mixer | {SECTIONS[section].head} | nll, {section} |" in printed
     assert "failed" not in printed
     (row,) = saved(tmp_path)
     assert row["figures"]["train"]["updates"] == 4
@@ -370,7 +365,7 @@ MISTAKES: List[Tuple[List[str], str]] = [
     (["--recall-lengths", "8"], "--recall-lengths 8 is too short"),
     (["--arch", "nonesuch"], "--arch nonesuch is not known to fairseq"),
     (["--arch", "transformer"], "--arch transformer has no mixers"),
-    (["--slots", "9"], "give at most --block-size 8"),
+    (["--slots", "9"], "use at most --block-size = 8"),
     (["--pool-layers", "7"], "--pool-layers '7': there is no encoder layer 7"),
     (["--summaries", "/nowhere"], "--summaries /nowhere has no dict.src.txt"),
     (["--sections", "translation", "--translation", "/nowhere"], "/nowhere has no data-bin"),

@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Callable, List
 
 PLUGIN = Path(__file__).resolve().parents[2] / "fairseq_updown"
 BIN = Path(sys.executable).parent
@@ -33,6 +33,17 @@ def run(command: str, *arguments: Any, check: bool = True, **options: Any) -> st
     else:
         assert done.returncode != 0, done.stdout[-3000:]
     return done.stdout
+
+
+def status(main: Callable[[List[str]], int], arguments: List[str]) -> int:
+    """The exit status of a program's `main`; what it would say at its end goes to stderr."""
+    try:
+        return main(arguments)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
 
 
 def make_corpus(folder: Path) -> None:

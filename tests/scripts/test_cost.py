@@ -15,7 +15,7 @@ import cost_plot
 import fresh_process
 import pytest
 import torch
-from commands import run
+from commands import run_installed
 from cost_limits import Runner, Setup, Work
 from fresh_process import OutOfMemory, in_fresh_process
 
@@ -43,7 +43,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, str]:
 
 def test_the_program_runs_from_any_folder(tmp_path: Path) -> None:
     sizes = ["--sections", "sentences", "--repeats", "1"]
-    printed = run(Path(sys.executable).name, cost.__file__, *SMALL, *sizes, cwd=tmp_path)
+    printed = run_installed(Path(sys.executable).name, cost.__file__, *SMALL, *sizes, cwd=tmp_path)
     assert printed.count(f"`{OURS}`") == 2
 
 

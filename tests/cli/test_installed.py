@@ -2,12 +2,14 @@
 
 import re
 import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Set
 from zipfile import ZipFile
 
 import pytest
 from commands import ENVIRONMENT, PLUGIN, run_installed
+from packaging.requirements import Requirement
 from pages import INSTALLED
 from tiny_summarizer import FLAGS, Toy
 
@@ -58,6 +60,17 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(installed: Ins
     names = {name for name in ZipFile(installed.wheel).namelist() if ".dist-info/" not in name}
     assert names == files(PLUGIN)
     assert {"fairseq_updown/py.typed", "fairseq_updown/cli/highlight_page.html"} <= names
+
+
+def test_what_it_requires_is_bounded_and_here(installed: Installation) -> None:
+    (distribution,) = metadata.distributions(path=[str(installed.site)])
+    required = [Requirement(line) for line in distribution.requires or ()]
+    always = [each for each in required if not each.marker]
+    assert len(always) > 5
+    for each in always:
+        assert metadata.version(each.name) in each.specifier
+        assert "<" in {bound.operator for bound in each.specifier}, each.name
+    assert set(distribution.metadata.get_all("Provides-Extra")) >= {"chart", "dev", "peers"}
 
 
 def test_it_names_its_own_path_and_fairseq_takes_it(

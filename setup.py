@@ -21,19 +21,32 @@ setup(
             "updown-prepare = fairseq_updown.cli.prepare:main",
         ]
     },
+    classifiers=[
+        "License :: OSI Approved :: MIT License",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
+    # Tested is what constraints.txt pins; a bound is the next version that may break what it has.
     install_requires=[
-        "torch>=2.6",
-        "fairseq-fixed>=0.12.3",
-        "hydra-core",
-        "sacrebleu",
-        "filelock",
-        "jinja2",
-        "sentencepiece>=0.2.3",
-        "rouge-score",
-        "tqdm",
+        "torch>=2.6,<2.14",  # before 2.6 its loader is not safe by default
+        "fairseq-fixed>=0.12.3,<0.13",
+        "hydra-core>=1.3,<1.4",
+        "omegaconf>=2.3,<2.4",
+        "numpy<3",
+        "filelock<5",
+        "jinja2>=3,<4",
+        "rouge-score<0.2",
+        "sacrebleu>=2,<3",
+        "sentencepiece>=0.2.3,<0.3",
+        "tqdm>=4,<5",
     ],
     extras_require={
+        "chart": ["matplotlib"],  # updown-highlight --png
         "dev": [
             "hypothesis",
             "matplotlib",

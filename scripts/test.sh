@@ -20,4 +20,5 @@ $bin/ruff format --check .
 $bin/mypy fairseq_updown
 MYPYPATH=scripts/benchmarks $bin/mypy scripts/benchmarks
 MYPYPATH=scripts/corpora $bin/mypy scripts/corpora
-$bin/python -m pytest "${selection[@]}"
+# Two processes of one thread each: see CONTRIBUTING.md.
+$bin/python -m pytest -n 2 --dist worksteal --durations 10 "${selection[@]}"

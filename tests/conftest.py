@@ -1,19 +1,19 @@
-"""What holds for all tests: one thread, exact softmax, the configurations, a toy corpus."""
+"""What holds for all tests: threads, exact softmax, the configurations, what is made once."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Of each worker and each program that a test starts.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("UPDOWN_TEST_THREADS", "1")
 
 from pathlib import Path
+from typing import Callable
 
 import pytest
-import torch
-from commands import make_corpus
-from fairseq import utils as fairseq_utils
+from commands import make_corpus, run, train_arguments
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
-from toy import CONFIGURATIONS
 
-torch.set_num_threads(1)
+# Neither torch nor fairseq is imported here: the process that hands out the tests needs neither.
 settings.register_profile(
     "tests",
     deadline=None,
@@ -28,18 +28,54 @@ settings.load_profile("tests")
 def softmax_in_the_dtype_of_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
     """fairseq's own cross-attention takes every softmax in float32, which alone is 1e-7 off."""
     monkeypatch.setattr(
-        fairseq_utils, "softmax", lambda x, dim, onnx_trace=False: x.softmax(dim=dim)
+        "fairseq.utils.softmax", lambda x, dim, onnx_trace=False: x.softmax(dim=dim)
     )
 
 
-@pytest.fixture(params=list(CONFIGURATIONS))
-def configuration(request: pytest.FixtureRequest) -> dict:
-    return CONFIGURATIONS[request.param]
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with an argument `configuration` runs with each of them."""
+    if "configuration" in metafunc.fixturenames:
+        from toy import CONFIGURATIONS
+
+        metafunc.parametrize("configuration", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+
+
+MakeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 
 @pytest.fixture(scope="session")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """`make_once(name, fill)`: a folder of that name that `fill(folder)` has filled.
+
+    One worker of a run fills it and the others wait: a test must not write into it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, filled = root / f"once-{name}", root / f"once-{name}.filled"
+        with FileLock(f"{folder}.lock"):
+            if not filled.exists():
+                folder.mkdir()
+                fill(folder)
+                filled.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def work(make_once: MakeOnce) -> Path:
     """A folder with a preprocessed toy corpus, see `commands.make_corpus`."""
-    folder = tmp_path_factory.mktemp("toy")
-    make_corpus(folder)
-    return folder
+    return make_once("corpus", make_corpus)
+
+
+@pytest.fixture(scope="session")
+def trained(work: Path, make_once: MakeOnce) -> Path:
+    """The folder, with `train.log`, of 30 updates on the toy corpus, over an epoch's end."""
+
+    def train(folder: Path) -> None:
+        (folder / "train.log").write_text(run("fairseq-train", *train_arguments(work, folder)))
+
+    return make_once("trained", train)

@@ -1,9 +1,6 @@
-"""The real fairseq commands on a toy corpus, in subprocesses, by path and from an installation."""
+"""The real fairseq commands on a toy corpus, each once as the installed program."""
 
-import os
-import random
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -12,20 +9,11 @@ from typing import Any, List, Sequence
 
 import pytest
 import torch
-from commands import BIN, ENVIRONMENT, PLUGIN, run, train_arguments
+from commands import BIN, ENVIRONMENT, PLUGIN, run, run_installed, start, train_arguments
 
 from fairseq_updown.models.updown_transformer.architectures import ARCHITECTURES
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def trained(work: Path) -> Path:
-    """The checkpoint folder of an uninterrupted training of 30 updates, over an epoch's end."""
-    save_dir = work / "whole"
-    log = run("fairseq-train", *train_arguments(work, save_dir))
-    (work / "whole.log").write_text(log)
-    return save_dir
 
 
 def load(path: Path) -> Any:
@@ -40,11 +28,11 @@ def losses(log: str) -> List[str]:
 
 
 def test_a_training_killed_in_mid_epoch_resumes_with_the_same_losses(
-    work: Path, trained: Path
+    work: Path, trained: Path, tmp_path: Path
 ) -> None:
-    save_dir = work / "killed"
+    save_dir = tmp_path / "killed"
     command = [str(BIN / "fairseq-train"), *map(str, train_arguments(work, save_dir))]
-    with open(work / "killed.log", "w") as log:
+    with open(tmp_path / "log", "w") as log:
         training = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
         deadline = time.time() + 200
         while not list(save_dir.glob("checkpoint_*_10.pt")) and time.time() < deadline:
@@ -54,7 +42,7 @@ def test_a_training_killed_in_mid_epoch_resumes_with_the_same_losses(
     assert not (save_dir / "checkpoint_2_30.pt").exists()
     resumed = run("fairseq-train", *train_arguments(work, save_dir))
     assert "Loaded checkpoint" in resumed
-    whole = losses((work / "whole.log").read_text())
+    whole = losses((trained / "train.log").read_text())
     again = losses(resumed)
     assert 5 <= len(again) < len(whole)
     assert again == whole[-len(again) :]
@@ -63,18 +51,17 @@ def test_a_training_killed_in_mid_epoch_resumes_with_the_same_losses(
 
 
 def test_validate(work: Path, trained: Path) -> None:
-    out = run(
+    out = run_installed(
         *("fairseq-validate", work / "bin", "--user-dir", PLUGIN, "--cpu", "--task", "translation"),
         *("--path", trained / "checkpoint_last.pt", "--max-tokens", 600),
     )
     assert "valid on 'valid' subset" in out or "| loss" in out
 
 
-def generate(work: Path, *arguments: Any, **options: Any) -> List[str]:
-    out = run(
+def generate(work: Path, *arguments: Any, program: Any = run) -> List[str]:
+    out = program(
         *("fairseq-generate", work / "bin", "--user-dir", PLUGIN, "--cpu"),
         *("--required-batch-size-multiple", 1, "--path", *arguments),
-        **options,
     )
     return out.splitlines()
 
@@ -103,11 +90,12 @@ def test_generate(work: Path, trained: Path, flags: Sequence[Any]) -> None:
 
 def test_generate_with_an_ensemble(work: Path, trained: Path) -> None:
     ensemble = f"{trained / 'checkpoint_last.pt'}:{trained / 'checkpoint1.pt'}"
-    assert sum(x.startswith("H-") for x in generate(work, ensemble, "--beam", 3)) == 13
+    lines = generate(work, ensemble, "--beam", 3, program=run_installed)
+    assert sum(line.startswith("H-") for line in lines) == 13
 
 
 def test_interactive(work: Path, trained: Path) -> None:
-    out = run(
+    out = run_installed(
         *("fairseq-interactive", work / "bin", "--user-dir", PLUGIN, "--cpu", "--beam", 3),
         *("--path", trained / "checkpoint_last.pt"),
         input="w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11\n\nw4\n",
@@ -119,9 +107,10 @@ def test_interactive(work: Path, trained: Path) -> None:
     ]
 
 
-def test_hydra_training_with_a_named_architecture_and_generation(work: Path) -> None:
-    (work / "config").mkdir()
-    (work / "config" / "toy.yaml").write_text(
+def test_hydra_training_with_a_named_architecture_and_generation(
+    work: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "toy.yaml").write_text(
         f"""
 # @package _global_
 common: {{user_dir: {PLUGIN}, cpu: true, seed: 3}}
@@ -133,49 +122,42 @@ optimizer: {{_name: adam, adam_betas: '(0.9,0.98)'}}
 lr_scheduler: {{_name: inverse_sqrt, warmup_updates: 10}}
 dataset: {{max_tokens: 500}}
 optimization: {{lr: [0.003], max_update: 12}}
-checkpoint: {{save_dir: {work / "hydra"}}}
-hydra: {{run: {{dir: {work / "hydra_run"}}}}}
+checkpoint: {{save_dir: {tmp_path / "hydra"}}}
+hydra: {{run: {{dir: {tmp_path / "run"}}}}}
 """
     )
-    run("fairseq-hydra-train", "--config-dir", work / "config", "--config-name", "toy", cwd=work)
-    stored = load(work / "hydra" / "checkpoint_last.pt")["cfg"]["model"]
+    config = ["--config-dir", tmp_path, "--config-name", "toy"]
+    run_installed("fairseq-hydra-train", *config, cwd=tmp_path)
+    stored = load(tmp_path / "hydra" / "checkpoint_last.pt")["cfg"]["model"]
     expected = dict(_name="updown_transformer_tiny", encoder_embed_dim=64, updown_block_size=32)
     expected.update(updown_pool_layers="1", updown_pooling="topk", dropout=0.2)
     assert {name: stored[name] for name in expected} == expected
-    lines = generate(work, work / "hydra" / "checkpoint_last.pt", "--beam", 2)
+    lines = generate(work, tmp_path / "hydra" / "checkpoint_last.pt", "--beam", 2)
     assert sum(line.startswith("H-") for line in lines) == 13
 
 
-def test_two_processes_train_and_score_as_one_with_twice_the_batch(work: Path) -> None:
+def test_two_processes_train_and_score_as_one_with_twice_the_batch(
+    work: Path, tmp_path: Path
+) -> None:
     rouge = ["--task", "summarization", "--eval-rouge", "--eval-rouge-remove-bpe", "none"]
     rouge += ["--eval-rouge-args", '{"beam": 2, "min_len": 5, "max_len_b": 9}']
-    port = random.Random(os.getpid()).randrange(20000, 40000)
-    logs = []
+    both = []
     for rank in (0, 1):
         distributed = (
             f"--distributed-world-size 2 --distributed-rank {rank} --distributed-no-spawn "
-            f"--distributed-init-method tcp://localhost:{port} --distributed-backend gloo "
+            f"--distributed-init-method file://{tmp_path}/meet --distributed-backend gloo "
             "--ddp-backend legacy_ddp --dropout 0"
         ).split()
-        command = train_arguments(work, work / "two", *distributed, *rouge, "--max-update", 8)
-        logs.append(
-            subprocess.Popen(
-                [str(BIN / "fairseq-train"), *map(str, command)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=ENVIRONMENT,
-            )
-        )
-    outputs = [process.communicate(timeout=200)[0] for process in logs]
-    assert all(process.returncode == 0 for process in logs), outputs[0][-2000:]
-    single = train_arguments(work, work / "one", "--dropout", 0, "--update-freq", 2)
+        command = train_arguments(work, tmp_path / "two", *distributed, *rouge, "--max-update", 8)
+        both.append(start("fairseq-train", *command, log=tmp_path / f"{rank}.log"))
+    assert [process.wait() for process in both] == [0, 0], both[0].printed()[-2000:]
+    single = train_arguments(work, tmp_path / "one", "--dropout", 0, "--update-freq", 2)
     alone = run("fairseq-train", *single, *rouge, "--max-update", 8)
-    scores = [re.findall(r"\| (rouge\w+ [\d.]+)", log) for log in (outputs[0], alone)]
+    scores = [re.findall(r"\| (rouge\w+ [\d.]+)", log) for log in (both[0].printed(), alone)]
     assert scores[0] == scores[1]
     assert len(scores[0]) >= 4
     assert any(float(score.split()[1]) > 0 for score in scores[0])
-    a, b = (load(work / name / "checkpoint_last.pt")["model"] for name in ("two", "one"))
+    a, b = (load(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("two", "one"))
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4, msg=key)
 
@@ -189,7 +171,8 @@ IMPORT_ORDERS = {
 
 @pytest.mark.parametrize("order", list(IMPORT_ORDERS))
 def test_plugin_registers_once_in_any_order_of_import(order: str, tmp_path: Path) -> None:
-    code = f"""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
 from argparse import Namespace
 from fairseq import utils
 def import_user_module(path): utils.import_user_module(Namespace(user_dir=path))
@@ -200,28 +183,8 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 names = [n for n in ARCH_MODEL_REGISTRY if n.startswith("updown_transformer")]
 assert sorted(names) == {sorted(ARCHITECTURES)!r}
 assert sum(name.endswith("updown_transformer.model") for name in sys.modules) == 1
-"""
-    run("python", "-c", code, cwd=tmp_path, env={**ENVIRONMENT, "PYTHONPATH": str(PLUGIN.parent)})
-
-
-def test_installed_package_names_its_own_path(work: Path, trained: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    shutil.copytree(PLUGIN, source / "fairseq_updown")
-    for name in ("setup.py", "README.md", "pyproject.toml"):
-        shutil.copy(PLUGIN.parent / name, source)
-    quiet = ["-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    run("python", "-m", "pip", "install", *quiet, "--target", tmp_path / "site", source)
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path / "site")}
-    named = run("python", "-m", "fairseq_updown", cwd=tmp_path, env=environment)
-    user_dir = Path(named.strip().splitlines()[-1])
-    assert user_dir == tmp_path / "site" / "fairseq_updown"
-    out = run(
-        *("fairseq-generate", work / "bin", "--user-dir", user_dir, "--cpu", "--beam", 2),
-        *("--path", trained / "checkpoint_last.pt", "--required-batch-size-multiple", 1),
-        cwd=tmp_path,
-        env=environment,
-    )
-    assert sum(line.startswith("H-") for line in out.splitlines()) == 13
+""")
+    run("python", script, cwd=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -233,17 +196,17 @@ def test_installed_package_names_its_own_path(work: Path, trained: Path, tmp_pat
     ],
 )
 def test_a_bad_flag_stops_training_before_it_starts(
-    work: Path, flags: List[Any], message: str
+    work: Path, tmp_path: Path, flags: List[Any], message: str
 ) -> None:
-    out = run("fairseq-train", *train_arguments(work, work / "never", *flags), check=False)
+    out = run("fairseq-train", *train_arguments(work, tmp_path, *flags), check=False)
     assert message in out
-    assert not (work / "never").exists() or not list((work / "never").glob("*.pt"))
+    assert not list(tmp_path.glob("*.pt"))
 
 
 def test_a_checkpoint_with_other_flags_is_refused_with_the_remedy(
-    work: Path, trained: Path
+    work: Path, trained: Path, tmp_path: Path
 ) -> None:
     flags = ["--updown-pool-layers", "", "--restore-file", trained / "checkpoint_last.pt"]
-    out = run("fairseq-train", *train_arguments(work, work / "other", *flags), check=False)
+    out = run("fairseq-train", *train_arguments(work, tmp_path, *flags), check=False)
     assert "--updown-pool-layers" in out
     assert "pools.1" in out

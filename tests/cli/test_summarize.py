@@ -3,74 +3,26 @@
 import json
 import os
 import pickle
-import random
 import re
 import shlex
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 import torch
 from commands import ENVIRONMENT, PLUGIN, run
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_summarizer import FLAGS, LIMIT, SEARCH, Toy
 
 from fairseq_updown.cli import summarize
-from fairseq_updown.cli.support import UserError, write_lines
+from fairseq_updown.cli.support import UserError
 from fairseq_updown.data.parallel_text import train_sentencepiece
 from fairseq_updown.inference.summarizer import Summarizer
 from fairseq_updown.inference.windows import window_ends
-
-LIMIT = 32  # source tokens that the checkpoint takes
-LETTERS = "bcefghijklmnoqrtuv"  # so that "<pad>" is one unknown piece
-SEARCH: Dict[str, Any] = dict(min_len=1, max_len_b=20)
-FLAGS = ["--min-len", 1, "--max-len-b", 20, "--device", "cpu"]
-
-
-class Toy(NamedTuple):
-    """Some documents, and a checkpoint that has learned a little of repeating their starts."""
-
-    folder: Path
-    checkpoint: Path
-    documents: List[str]
-
-    def load(self, **options: Any) -> Summarizer:
-        return Summarizer.load(self.checkpoint, **{**SEARCH, **options})
-
-
-@pytest.fixture(scope="module", params=[pytest.param(0, id="trained", marks=pytest.mark.slow)])
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    folder = tmp_path_factory.mktemp("toy")
-    rng = random.Random(0)
-    words = ["".join(rng.choices(LETTERS, k=rng.randrange(2, 6))) for _ in range(40)]
-    sentences = [
-        " ".join(rng.choices(words, k=rng.randrange(3, 8))).capitalize() + "." for _ in range(970)
-    ]
-    documents = [" ".join(sentences[3 * i : 3 * i + rng.randrange(1, 4)]) for i in range(322)]
-    documents[3] = " ".join(sentences[:10])  # longer than the checkpoint takes
-    splits = {"test": documents[:12], "valid": documents[12:22], "train": documents[22:]}
-    (folder / "bin").mkdir()
-    model = train_sentencepiece(splits["train"], 110, folder / "bin" / "spm.model")
-    pieces = [model.id_to_piece(number) for number in range(1, model.get_piece_size())]
-    for suffix, length in (("src", None), ("tgt", 8)):
-        write_lines(folder / "bin" / f"dict.{suffix}.txt", (f"{piece} 1" for piece in pieces))
-        for split, texts in splits.items():
-            encoded = [" ".join(model.encode(text, out_type=str)[:length]) for text in texts]
-            write_lines(folder / "bin" / f"{split}.src-tgt.{suffix}", encoded)
-    run(
-        *("fairseq-train", folder / "bin", "--user-dir", PLUGIN, "--cpu", "--seed", 1),
-        *("--dataset-impl", "raw", "--source-lang", "src", "--target-lang", "tgt"),
-        *("--arch", "updown_transformer_tiny", "--share-all-embeddings", "--dropout", 0),
-        *("--updown-block-size", 8, "--updown-slots", 2, "--truncate-source"),
-        *("--max-source-positions", LIMIT, "--max-target-positions", 40),
-        *("--optimizer", "adam", "--lr", 0.005, "--criterion", "cross_entropy"),
-        *("--max-tokens", 400, "--required-batch-size-multiple", 1, "--max-update", 60),
-        *("--save-dir", folder, "--no-epoch-checkpoints", "--disable-validation"),
-    )
-    return Toy(folder, folder / "checkpoint_last.pt", splits["test"])
 
 
 @pytest.fixture

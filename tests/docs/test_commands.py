@@ -12,14 +12,11 @@ from typing import Any, Callable, Dict, FrozenSet, List, Tuple
 import pytest
 from fairseq import options, registry, tasks
 from fairseq.dataclass import FairseqDataclass
-from pages import PAGES, ROOT, command_lines
+from pages import INSTALLED, PAGES, ROOT, command_lines
 
 from fairseq_updown.models.updown_transformer.options import UpdownTransformerFlags
 
 OPTION = re.compile(r"(?<![\w-])--[a-zA-Z0-9][\w-]*")
-INSTALLED = dict(
-    re.findall(r'"(updown-\w+) = ([\w.]+):main"', (ROOT / "setup.py").read_text(encoding="utf-8"))
-)
 FAIRSEQ: Dict[str, Callable[[], Any]] = {
     "fairseq-preprocess": options.get_preprocessing_parser,
     "fairseq-train": options.get_training_parser,

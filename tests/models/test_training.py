@@ -1,8 +1,6 @@
 """Precisions, parallel training, checkpoints, and that something is learned."""
 
 import os
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Dict
@@ -10,6 +8,7 @@ from typing import Any, Dict
 import numpy as np
 import pytest
 import torch
+from commands import start
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.optim import build_optimizer
@@ -76,8 +75,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from toy import build
 
-rank, port, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2)
+rank, meeting, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
 model = build(perturb=False).train()
 if kind == "replicated":
     replica = DistributedDataParallel(model)
@@ -107,28 +106,17 @@ print("equal")
 
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])
 def test_two_gloo_processes_agree_with_one_without_searching_for_unused_parameters(
-    kind: str,
+    kind: str, tmp_path: Path
 ) -> None:
-    port = 20000 + os.getpid() % 20000
-    root = Path(__file__).resolve().parents[2]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{root}:{root / 'tests' / 'support'}",
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", DDP_SCRIPT, str(rank), str(port), kind],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
+    script = tmp_path / "script.py"
+    script.write_text(DDP_SCRIPT)
+    both = [
+        start("python", script, rank, tmp_path / "meeting", kind, log=tmp_path / f"{rank}.log")
         for rank in (0, 1)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    for output in outputs:
-        assert output.strip().endswith("equal"), output[-2000:]
+    for process in both:
+        process.wait()
+        assert process.printed().strip().endswith("equal"), process.printed()[-2000:]
 
 
 def test_a_checkpoint_of_the_stock_transformer_loads_and_its_weights_count() -> None:

@@ -15,7 +15,7 @@ import pytest
 import steps
 import systems
 import torch
-from commands import run
+from commands import run_installed
 from fresh_process import OutOfMemory, in_fresh_process
 from steps import Runner, warm_runner
 from systems import VOCABULARY, FairseqSystem, Setup, Work, build
@@ -44,7 +44,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, str]:
 
 def test_the_program_runs_from_any_folder(tmp_path: Path) -> None:
     sizes = ["--sections", "sentences", "--repeats", "1"]
-    printed = run(Path(sys.executable).name, cost.__file__, *SMALL, *sizes, cwd=tmp_path)
+    printed = run_installed(Path(sys.executable).name, cost.__file__, *SMALL, *sizes, cwd=tmp_path)
     assert printed.count(f"`{OURS}`") == 2
 
 

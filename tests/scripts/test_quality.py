@@ -61,32 +61,32 @@ def test_table_compares_at_the_time_of_the_fastest() -> None:
     assert (rows[0]["valid nll"], rows[1]["valid nll"]) == ("6.000 ±0.000", "5.000")
 
 
-def arguments(work: Path, *more: str) -> List[str]:
+def arguments(work: Path, out: Path, *more: str) -> List[str]:
     own = ["--updates", "4", "--validations", "1", "--seeds", "1", "--source-tokens", "30"]
-    return [str(work / "bin"), "--out", str(work / "quality"), *own, *more]
+    return [str(work / "bin"), "--out", str(out), *own, *more]
 
 
 @pytest.mark.slow
 def test_systems_run_once_and_other_options_are_refused(
-    work: Path, capsys: pytest.CaptureFixture
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     systems = ["--systems", "updown", "transformer"]
-    assert quality.main(arguments(work, *systems, "--jobs", "2")) == 0
+    assert quality.main(arguments(work, tmp_path, *systems, "--jobs", "2")) == 0
     printed = capsys.readouterr().out
     assert "| updown | 1 |" in printed
     assert "| transformer | 1 |" in printed
-    stamps = [path.stat().st_mtime for path in (work / "quality").rglob("checkpoint_last.pt")]
-    assert quality.main(arguments(work, *systems)) == 0
+    stamps = [path.stat().st_mtime for path in tmp_path.rglob("checkpoint_last.pt")]
+    assert quality.main(arguments(work, tmp_path, *systems)) == 0
     assert capsys.readouterr().out.split("\n\n")[0] == printed.split("\n\n")[0]
-    assert [p.stat().st_mtime for p in (work / "quality").rglob("checkpoint_last.pt")] == stamps
+    assert [p.stat().st_mtime for p in tmp_path.rglob("checkpoint_last.pt")] == stamps
     with pytest.raises(SystemExit, match="was made with other options"):
-        quality.main(arguments(work, "--systems", "updown", "--", "--lr", "0.1"))
+        quality.main(arguments(work, tmp_path, "--systems", "updown", "--", "--lr", "0.1"))
 
 
 def test_mistakes_are_told_before_anything_runs(work: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no dict\.src\.txt"):
         quality.main([str(tmp_path), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=r"--start .* does not exist"):
-        quality.main(arguments(work, "--start", str(tmp_path / "none.pt")))
+        quality.main(arguments(work, tmp_path, "--start", str(tmp_path / "none.pt")))
     with pytest.raises(SystemExit, match="no finished run of these"):
-        quality.main(arguments(work, "--seeds", "5", "--table-only"))
+        quality.main(arguments(work, tmp_path, "--seeds", "5", "--table-only"))

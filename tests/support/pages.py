@@ -11,6 +11,9 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
+INSTALLED = dict(  # program: module
+    re.findall(r'"(updown-\w+) = ([\w.]+):main"', (ROOT / "setup.py").read_text(encoding="utf-8"))
+)
 ENDS = "\n;|&()<>"  # of a command in a shell
 
 

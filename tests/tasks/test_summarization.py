@@ -3,7 +3,7 @@
 import re
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import numpy as np
 import pytest
@@ -214,22 +214,24 @@ CUT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(work: Path) -> Path:
-    """Trained with ROUGE at validation; the log is beside the folder."""
-    folder = work / "summarization"
+@pytest.fixture(scope="session")
+def checkpoint(work: Path, make_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """Trained with ROUGE at validation; `train.log` is beside it."""
     rouge = ["--eval-rouge", "--eval-rouge-remove-bpe", "none"]
     rouge += ["--eval-rouge-args", '{"beam": 2, "max_len_b": 9, "min_len": 4}']
     best = ["--best-checkpoint-metric", "rougeL", "--maximize-best-checkpoint-metric"]
     learned = ["--encoder-learned-pos", "--eval-rouge-print-samples"]
-    arguments = train_arguments(work, folder, *CUT, *rouge, *best, *learned)
-    (work / "summarization.log").write_text(run("fairseq-train", *arguments))
-    return folder / "checkpoint_last.pt"
+
+    def train(folder: Path) -> None:
+        arguments = train_arguments(work, folder, *CUT, *rouge, *best, *learned)
+        (folder / "train.log").write_text(run("fairseq-train", *arguments))
+
+    return make_once("summarization", train) / "checkpoint_last.pt"
 
 
 @pytest.mark.slow
-def test_training_logs_cuts_and_rouge_and_keeps_the_best(work: Path, checkpoint: Path) -> None:
-    log = (work / "summarization.log").read_text()
+def test_training_logs_cuts_and_rouge_and_keeps_the_best(checkpoint: Path) -> None:
+    log = checkpoint.with_name("train.log").read_text()
     assert re.search(r"train sources: \d+ of 240 cut to 24 tokens \(longest 60; ", log)
     assert re.search(r"valid targets: \d+ of 20 cut to 6 tokens", log)
     assert "Porter stemmer" in log
@@ -265,7 +267,7 @@ def test_rouge_of_generation_validation_and_the_printed_text_agree(
     rows = [Rouge()(texts["D"][key], texts["T"][key]) for key in texts["T"]]
     means = {name: round(sum(row[name] for row in rows) / 20, 2) for name in ROUGE_TYPES}
     assert scores(out) == means
-    last = (work / "summarization.log").read_text().split("| valid | ")[-1]
+    last = checkpoint.with_name("train.log").read_text().split("| valid | ")[-1]
     logged = {name: float(re.search(rf"\| {name} ([\d.]+) ", last)[1]) for name in ROUGE_TYPES}
     assert logged == pytest.approx(means, abs=0.011)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 from argparse import Namespace
@@ -18,11 +17,10 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from ..data.files import open_regular
 from ..decoding.repeats import fix_repeat_blocker
+from ..decoding.search_options import check_value
 from ..errors import UserError
 
 SENTENCEPIECE_MODEL = "spm.model"
-MOST_LENPEN = 10  # length ** lenpen must not overflow
-MOST_LEN_A = 1_000_000
 SAME_VOCABULARY = 0.9  # least share of the dictionary that the sentencepiece model must know
 
 
@@ -197,19 +195,12 @@ def check_search(search: Namespace, max_tokens: int) -> None:
     Raises:
         UserError: naming the option
     """
-    whole = dict(beam=1, min_len=0, max_len_b=1, no_repeat_ngram_size=0)
-    for name, least in whole.items():
-        if getattr(search, name) < least:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} {getattr(search, name)} is below {least}: make it larger")
+    for name, value in vars(search).items():
+        check_value(f"--{name.replace('_', '-')}", name, value)
+    if search.max_len_b < 1:
+        raise UserError(f"--max-len-b {search.max_len_b} is below 1: make it larger")
     if max_tokens < 1:
         raise UserError(f"--max-tokens {max_tokens} is below 1: make it larger")
-    if not abs(search.lenpen) <= MOST_LENPEN:
-        raise UserError(f"--lenpen {search.lenpen} is not within +-{MOST_LENPEN}: give 1 or so")
-    if math.isnan(search.unkpen) or search.unkpen == -math.inf:
-        raise UserError(f"--unkpen {search.unkpen} would be the score: give a number, or inf")
-    if not 0 <= search.max_len_a <= MOST_LEN_A:
-        raise UserError(f"--max-len-a {search.max_len_a} is not within 0 and {MOST_LEN_A:,}")
     if search.no_repeat_ngram_size == 1:
         raise UserError(
             "--no-repeat-ngram-size 1 would allow each piece once only: give 0 (off), 2 or more"

@@ -229,7 +229,7 @@ def test_installed_package_names_its_own_path(work: Path, trained: Path, tmp_pat
     [
         (["--updown-block-size", 0], "--updown-block-size 0: it must be at least 1"),
         (["--updown-pool-layers", "7"], "there is no encoder layer 7"),
-        (["--left-pad-target", "True"], "--left-pad-target"),
+        (["--left-pad-target"], "--left-pad-target: decoder blocks are counted"),
     ],
 )
 def test_a_bad_flag_stops_training_before_it_starts(

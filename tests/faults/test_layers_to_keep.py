@@ -10,8 +10,8 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import build_model
 from mixer_checks import DIM, make
 from stored import SMALL, make_dictionaries, parse, save_checkpoint
-from toy import build, draw_rows, logits, toy_task
 from torch import nn
+from toy import build, draw_rows, logits, toy_task
 
 from fairseq_updown.mixers import MIXERS
 from fairseq_updown.mixers.base import Mixer
@@ -81,7 +81,7 @@ def test_a_larger_model_is_trained_on(data: Path, tmp_path: Path, caplog: Any) -
     assert outputs(model.eval()).equal(take_out_by_hand(load(path, data)[0]))
     wrong = parse(data, ARCH, *FLAGS, "--encoder-layers", "6", *KEEP)
     model = build_model(convert_namespace_to_omegaconf(wrong).model, toy_task())
-    with pytest.raises(ValueError, match="--encoder-layers-to-keep 0,3 of 6 .* has 4: give --enc"):
+    with pytest.raises(ValueError, match=r"--encoder-layers-to-keep 0,3 of 6 .* has 4: give --e"):
         model.load_state_dict(torch.load(path)["model"])
 
 

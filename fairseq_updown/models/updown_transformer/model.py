@@ -71,8 +71,8 @@ class UpdownTransformerModel(TransformerModelBase):
         validate(args)
         if getattr(task_cfg, "left_pad_target", False):
             raise ValueError(
-                "--left-pad-target True: decoder blocks are counted from the first token of each "
-                "row; leave targets right-padded (--left-pad-target False)"
+                "--left-pad-target: decoder blocks are counted from the first token of each row, "
+                "so targets must be padded on the right; leave it out"
             )
         kept = prune_options(args)
         _write_back(cfg, args)

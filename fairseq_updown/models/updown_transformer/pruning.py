@@ -82,8 +82,8 @@ def prune_state(state: Dict[str, Any], kept: Dict[str, Kept]) -> Dict[str, Any]:
     """
     names = {name: _LAYER.fullmatch(name) for name in state}
     numbers: Dict[str, set] = {stack: set() for stack in kept}
-    for match in filter(None, names.values()):
-        if match[1] in kept and match[2] == "layers":
+    for match in names.values():
+        if match is not None and match[1] in kept and match[2] == "layers":
             numbers[match[1]].add(int(match[3]))
     whole = {stack for stack in kept if _is_whole(stack, kept[stack], len(numbers[stack]))}
     pruned = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,11 +70,8 @@ def _read_checkpoint(path: Path, data: str | Path | None) -> dict[str, Any]:
         parameters = [value for value in state["model"].values() if torch.is_tensor(value)]
     except OSError as error:
         raise UserError(f"--checkpoint {path}: {first_line(error)}: check the file") from error
-    except pickle.UnpicklingError as error:  # its text advises to load unsafely
-        raise UserError(
-            f"--checkpoint {path} is no fairseq checkpoint, or holds objects that torch's safe "
-            "loader refuses: give a file that fairseq-train saved"
-        ) from error
+    except UserError as error:  # torch's safe loader refused it
+        raise UserError(f"--checkpoint {error}") from error
     except Exception as error:  # whatever a file of another kind makes the loader stumble over
         raise UserError(
             f"--checkpoint {path} is no complete fairseq checkpoint ({first_line(error)}): give a "

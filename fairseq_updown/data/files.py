@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from ..errors import UserError
 
 REPORT = "report.json"
@@ -37,8 +39,12 @@ def same_file(path: str | Path, other: str | Path) -> bool:
 
 
 def to_json(value: Any) -> str:
-    """The JSON text all scripts write: indented, plain UTF-8, newline at the end."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """The JSON text all scripts write: indented, plain UTF-8, newline at the end.
+
+    What is no character, as in file names that are not UTF-8, is escaped as JSON has it.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -98,27 +104,42 @@ def sigterm_interrupts() -> Iterator[None]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` that takes its place if the block succeeds.
 
-    On any exception, Ctrl-C or SIGTERM the sibling is removed and ``path`` stays as it was. What
-    was at ``path`` is replaced: call :func:`already_built` first.
+    On any exception, Ctrl-C or SIGTERM the sibling is removed and ``path`` stays as it was; what a
+    killed process left is removed by the next. What was at ``path`` is replaced: call
+    :func:`already_built` first.
+
+    Raises:
+        UserError: another process is at it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
-    with sigterm_interrupts():
-        try:
-            partial.mkdir()
-            yield partial
-            if path.exists():
-                path.rename(replaced)
+    partial, replaced, lock = (path.with_name(f".{path.name}.{x}") for x in _SIBLINGS)
+    try:
+        with sigterm_interrupts(), FileLock(lock, blocking=False):
             try:
+                _clear_up(path, partial, replaced)
+                partial.mkdir()
+                yield partial
+                if path.exists():
+                    path.rename(replaced)
                 partial.rename(path)
-            except BaseException:
-                if replaced.exists():
-                    replaced.rename(path)
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
+            finally:
+                _clear_up(path, partial, replaced)
+                lock.unlink(missing_ok=True)  # while it is held: nobody waits for it
+    except Timeout as error:
+        raise UserError(
+            f"{path} is being written by another process: wait for it, or give another directory"
+        ) from error
+
+
+_SIBLINGS = ("partial", "replaced", "lock")
+
+
+def _clear_up(path: Path, partial: Path, replaced: Path) -> None:
+    """Removes what an unfinished :func:`atomic_directory` left; puts back what it had moved."""
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def already_built(path: Path, kind: str, options: dict[str, Any], overwrite: bool) -> bool:
@@ -133,7 +154,7 @@ def already_built(path: Path, kind: str, options: dict[str, Any], overwrite: boo
     Raises:
         UserError: ``path`` is something that must not be replaced
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return False
     if not path.is_dir():
         raise UserError(f"--out {path} is not a directory: give another path")
@@ -141,7 +162,7 @@ def already_built(path: Path, kind: str, options: dict[str, Any], overwrite: boo
         return False
     try:
         report = json.loads((path / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         report = None
     if not isinstance(report, dict) or report.get("kind") != kind:
         raise UserError(

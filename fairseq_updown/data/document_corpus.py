@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import os
 import re
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cli.support import positive, progress
+from ..cli.support import escape_output, positive, printable, progress
 from ..errors import UserError
 from .files import REPORT, already_built, atomic_directory, read_lines, to_json
 from .parallel_text import Groups, encode_parallel, near_copies
@@ -227,11 +228,11 @@ def build_corpus(
         read: returns each split's documents, given the report to add to, and the counts of what
             was dropped by reason; both may still change while the documents are drawn
     """
-    out, start = args.out.resolve(), time.monotonic()
+    out, start = Path(os.path.realpath(args.out)), time.monotonic()
     names = ("vocab_size", "eval_documents", "max_documents", "seed")
     options = {name: getattr(args, name) for name in names} | options
     if already_built(out, kind, options, args.overwrite):
-        print(f"{out} is complete (made with the same options): nothing to do")
+        print(f"{printable(out)} is complete (made with the same options): nothing to do")
         return
     report: dict[str, Any] = {"kind": kind, "options": options}
     drops: Counter[str] = Counter()
@@ -246,7 +247,7 @@ def build_corpus(
         report["splits"] = encode_parallel(partial, SPLITS, SUFFIXES, texts, args.vocab_size)
         (partial / REPORT).write_text(to_json(report), encoding="utf-8")
     print(to_json(report), end="")
-    print(f"wrote {out} in {time.monotonic() - start:.0f} s")
+    print(f"wrote {printable(out)} in {time.monotonic() - start:.0f} s")
 
 
 # ------------------------------------------------------------------------------- command line
@@ -264,10 +265,11 @@ def add_options(add: Callable[..., Any], eval_help: str, eval_documents: int | N
 
 def run(name: str, build: Callable[[], None]) -> int:
     """Run a script; an error of the user's is one line and exit status 1."""
+    escape_output()
     try:
         build()
     except (UserError, OSError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {printable(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted, nothing was written", file=sys.stderr)
@@ -276,6 +278,13 @@ def run(name: str, build: Callable[[], None]) -> int:
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """Changes when one of the files does (by name, size and time)."""
-    seen = ((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
-    return digest(repr(sorted(seen)))
+    """Changes when one of the files does (by name, size and time); links may lead nowhere."""
+
+    def seen(path: Path) -> tuple[str, int, int]:
+        try:
+            status = path.stat()
+        except OSError:
+            return path.name, -1, -1
+        return path.name, status.st_size, status.st_mtime_ns
+
+    return digest(repr(sorted(map(seen, paths))))

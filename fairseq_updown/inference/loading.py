@@ -45,7 +45,8 @@ def usable_device(name: str | None) -> torch.device:
 def _split_checkpoints(checkpoint: str | Path) -> list[Path]:
     """The files of an ensemble, all of them there."""
     whole = Path(checkpoint)
-    paths = [whole] if whole.exists() else [Path(x) for x in str(whole).split(os.pathsep) if x]
+    named = [] if whole.exists() else [Path(x) for x in str(whole).split(os.pathsep) if x]
+    paths = named or [whole]
     for path in paths:
         if not path.is_file():
             what = "does not exist"

@@ -7,6 +7,7 @@ are what fairseq stores beside tensors; none of them runs code when it is loaded
 import functools
 import logging
 import os
+import pickle
 import re
 import shutil
 import zipfile
@@ -17,6 +18,8 @@ from typing import Any, Dict, List, Optional
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
+
+from .errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -104,3 +107,27 @@ def _load_whole_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
 
 
 checkpoint_utils.load_checkpoint = _load_whole_checkpoint
+
+
+_load_checkpoint_to_cpu = checkpoint_utils.load_checkpoint_to_cpu
+
+
+@functools.wraps(_load_checkpoint_to_cpu)
+def _load_safely(path: str, *args: Any, **kwargs: Any) -> Any:
+    """As fairseq's, but a refusal of torch's safe loader is told without its advice to do without
+    the safety."""
+    try:
+        return _load_checkpoint_to_cpu(path, *args, **kwargs)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, RuntimeError) and "weights_only" not in text:
+            raise
+    # outside of the handler, lest the traceback has torch's text
+    found = re.search(r"GLOBAL (\S+)", text)
+    raise UserError(
+        f"{path} is no fairseq checkpoint, or holds objects that torch's safe loader refuses"
+        f"{f' ({found[1]})' if found else ''}: give a file that fairseq-train saved"
+    )
+
+
+checkpoint_utils.load_checkpoint_to_cpu = _load_safely

@@ -9,17 +9,11 @@ from typing import Any
 
 from ..inference.loading import SENTENCEPIECE_MODEL
 from ..inference.summarizer import Summarizer
-from .support import positive
+from .support import positive, whole_number
 
 
 def _parameters() -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(Summarizer.load).parameters)
-
-
-def _at_least_0(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
-    return int(text)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -55,12 +49,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(search, "--lenpen", lenpen, type=float, metavar="X")
     unkpen = "the larger, the fewer unknown pieces; inf for none (default %(default)s)"
     add(search, "--unkpen", unkpen, type=float, metavar="X")
-    add(search, "--min-len", "shortest summary (default %(default)s)", type=_at_least_0)
+    add(search, "--min-len", "shortest summary (default %(default)s)", type=whole_number)
     longest = "longest summary: A x source + B (default A %(default)s)"
     add(search, "--max-len-a", longest, type=float, metavar="A")
     add(search, "--max-len-b", "see above (default %(default)s)", type=positive, metavar="B")
     repeat = "no N pieces in a row twice; 0 for no such limit (default %(default)s)"
-    add(search, "--no-repeat-ngram-size", repeat, type=_at_least_0, metavar="N")
+    add(search, "--no-repeat-ngram-size", repeat, type=whole_number, metavar="N")
 
 
 def load_summarizer(args: argparse.Namespace) -> Summarizer:

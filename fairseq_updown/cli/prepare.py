@@ -26,6 +26,7 @@ import functools
 import heapq
 import itertools
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -235,12 +236,12 @@ class Checker:
             self.found["cut to --max-words"] += 1
             self.warn(item.place, "cut", f"longer than {self.max_words} words: cut there")
             source = " ".join(words[: self.max_words])
-        return Pair(one_line(name) or item.place, source, target)
+        return Pair(one_line(name) or one_line(item.place), source, target)
 
     def warn(self, place: str, kind: str, message: str) -> None:
         self.warned[kind] += 1
         if self.warned[kind] <= WARNINGS:
-            print(f"warning: {place}: {message}", file=sys.stderr)
+            print(f"warning: {printable(f'{place}: {message}')}", file=sys.stderr)
         elif self.warned[kind] == WARNINGS + 1:
             print(f"warning: {kind}: more of this kind, which are only counted", file=sys.stderr)
 
@@ -263,6 +264,11 @@ def split_paths(option: str, folder: Path, endings: Sequence[str]) -> dict[str, 
     return paths
 
 
+def real_path(path: Path) -> Path:
+    """As `resolve()`, but links that go in a circle are no error here."""
+    return Path(os.path.realpath(path))
+
+
 def find_input(args: argparse.Namespace) -> tuple[str, dict[str, Path]]:
     """The option given and the path of each split, or of all under "" if it is to be split here.
 
@@ -271,9 +277,11 @@ def find_input(args: argparse.Namespace) -> tuple[str, dict[str, Path]]:
     """
     forms = {"json_lines": (".txt", ".jsonl", ".json"), "tsv": (".tsv",), "directory": ("",)}
     form = next(name for name in forms if getattr(args, name))
-    path, option = getattr(args, form).resolve(), f"--{form.replace('_', '-')}"
+    path, option = real_path(getattr(args, form)), f"--{form.replace('_', '-')}"
     if not path.exists():
         raise UserError(f"{option} {path} does not exist: give the documents that you have")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"{option} {path} is a pipe or a device: give a file, or a directory")
     if path.is_file() and form == "directory":
         raise UserError(f"{option} {path} is a file: give the directory, or use --tsv")
     if path.is_file():
@@ -318,7 +326,7 @@ def drawn(documents: Iterator[Pair], args: argparse.Namespace) -> Iterator[Pair]
 def build(args: argparse.Namespace) -> None:
     """Build the corpus that ``args`` ask for, unless it is there."""
     form, paths = find_input(args)
-    options = given_options(args) | {form: str(getattr(args, form).resolve())}
+    options = given_options(args) | {form: str(real_path(getattr(args, form)))}
     options["max_words"] = args.max_words
     options["files"] = fingerprint(input_files(paths.values()))
     if form != "directory":

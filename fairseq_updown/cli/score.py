@@ -21,6 +21,7 @@ where white space follows any of .!? and precedes a capital letter.
 from __future__ import annotations
 
 import argparse
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,13 +31,23 @@ import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
 from ..scoring.rouge import Rouge, split_sentences
-from .support import UserError, positive, progress, to_json, write_atomic
+from .support import (
+    UserError,
+    check_writable,
+    open_regular,
+    positive,
+    progress,
+    run_command,
+    same_file,
+    to_json,
+    write_atomic,
+)
 
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL", "ROUGE-Lsum": "rougeLsum"}
 RESAMPLES = 1000
 EXAMPLE_CHARS = 300
 
-_LOG_LINE = re.compile(r"([STHD])-(\d+)\t(.*)")
+_LOG_LINE = re.compile(r"([STHD])-([0-9]{1,15})\t(.*)")
 
 
 class Samples(NamedTuple):
@@ -55,7 +66,8 @@ class Samples(NamedTuple):
 def read_lines(path: Path, option: str) -> list[str]:
     """The lines of a text file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
+            text = file.read()
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}: check the path") from error
     except UnicodeDecodeError as error:
@@ -292,7 +304,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_json(args: argparse.Namespace) -> None:
+    """Refuses a file for the figures that could not be written, or is read."""
+    check_writable("--json", args.json)
+    for name in ("generated", "hypotheses", "references", "sources", "bodies"):
+        path = getattr(args, name)
+        if path and same_file(path, args.json):
+            raise UserError(f"--json {args.json} would replace --{name}: give another file")
+
+
 def run(args: argparse.Namespace) -> None:
+    if args.json:
+        check_json(args)
     samples = read_samples(args)
     if not (samples.hypotheses or samples.sources or samples.bodies):
         raise UserError("nothing to score: give --generated, --hypotheses, or --sources FILE")
@@ -310,11 +333,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        run(args)
-    except (UserError, OSError) as error:
-        raise SystemExit(f"updown-score: error: {error}") from error
-    return 0
+    return run_command("updown-score", lambda: run(args))
 
 
 if __name__ == "__main__":

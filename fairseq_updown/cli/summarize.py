@@ -286,7 +286,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check_out_dir(args: argparse.Namespace) -> None:
     """Refuses an output directory that cannot hold all the summaries."""
-    if args.out_dir.exists() and not args.out_dir.is_dir():
+    if os.path.lexists(args.out_dir) and not args.out_dir.is_dir():
         raise UserError(f"--out-dir {args.out_dir} is not a directory: give another path")
     taken: dict[Path, str] = {}
     for file in args.files:

@@ -32,6 +32,7 @@ __all__ = [
     "already_built",
     "atomic_directory",
     "check_writable",
+    "escape_output",
     "open_regular",
     "positive",
     "printable",
@@ -41,6 +42,7 @@ __all__ = [
     "same_file",
     "sigterm_interrupts",
     "to_json",
+    "whole_number",
     "write_atomic",
     "write_lines",
 ]
@@ -64,6 +66,12 @@ class CommandParser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
+def escape_output(encoding: str | None = None) -> None:
+    """Lets standard output take any text: what its encoding lacks is escaped."""
+    if hasattr(sys.stdout, "reconfigure"):  # not where it is closed or captured
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
 def run_command(prog: str, run: Callable[[], int | None], encoding: str | None = None) -> int:
     """Runs a command and returns its exit status.
 
@@ -75,8 +83,7 @@ def run_command(prog: str, run: Callable[[], int | None], encoding: str | None =
     Raises:
         SystemExit: with a line about what the user has to change, or 130 after Ctrl-C.
     """
-    if hasattr(sys.stdout, "reconfigure"):  # not where it is closed or captured
-        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+    escape_output(encoding)
     try:
         return run() or 0
     except BrokenPipeError:  # the reader has seen enough
@@ -88,11 +95,18 @@ def run_command(prog: str, run: Callable[[], int | None], encoding: str | None =
         raise SystemExit(130) from None
 
 
+def whole_number(text: str, least: int = 0) -> int:
+    """Argument type: a whole number from `least`, of at most nine digits."""
+    if not text.isdecimal() or len(text) > 9 or int(text) < least:
+        raise argparse.ArgumentTypeError(
+            f"{text[:30]!r} is no whole number from {least} to 999999999"
+        )
+    return int(text)
+
+
 def positive(text: str) -> int:
     """Argument type: a whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
+    return whole_number(text, 1)
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import os
 import re
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cli.support import CommandParser, positive, progress
+from ..cli.support import CommandParser, positive, printable, progress
 from ..errors import UserError
 from .files import REPORT, already_built, atomic_directory, read_lines, to_json
 from .parallel_text import Groups, encode_parallel, near_copies
@@ -271,9 +272,9 @@ def build_corpus(
     Returns:
         whether it was built
     """
-    out, start = args.out.resolve(), time.monotonic()
+    out, start = Path(os.path.realpath(args.out)), time.monotonic()
     if already_built(out, kind, options, args.overwrite):
-        print(f"{out} is complete (made with the same options): nothing to do")
+        print(f"{printable(out)} is complete (made with the same options): nothing to do")
         return False
     report: dict[str, Any] = {"kind": kind, "options": options}
     drops: Counter[str] = Counter()
@@ -289,7 +290,7 @@ def build_corpus(
         report["splits"] = encode_parallel(partial, SPLITS, suffixes, texts, args.vocab_size)
         (partial / REPORT).write_text(to_json(report), encoding="utf-8")
     print(to_json({name: report[name] for name in report if name not in LISTS}), end="")
-    print(f"wrote {out} in {time.monotonic() - start:.0f} s")
+    print(f"wrote {printable(out)} in {time.monotonic() - start:.0f} s")
     return True
 
 
@@ -337,6 +338,13 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """Changes when one of the files does (by name, size and time)."""
-    seen = ((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
-    return digest(repr(sorted(seen)))
+    """Changes when one of the files does (by name, size and time); links may lead nowhere."""
+
+    def seen(path: Path) -> tuple[str, int, int]:
+        try:
+            status = path.stat()
+        except OSError:
+            return path.name, -1, -1
+        return path.name, status.st_size, status.st_mtime_ns
+
+    return digest(repr(sorted(map(seen, paths))))

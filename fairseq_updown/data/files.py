@@ -39,8 +39,12 @@ def same_file(path: str | Path, other: str | Path) -> bool:
 
 
 def to_json(value: Any) -> str:
-    """The JSON text all scripts write: indented, plain UTF-8, newline at the end."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """The JSON text all scripts write: indented, plain UTF-8, newline at the end.
+
+    What is no character, as in file names that are not UTF-8, is escaped as JSON has it.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -150,7 +154,7 @@ def already_built(path: Path, kind: str, options: dict[str, Any], overwrite: boo
     Raises:
         UserError: ``path`` is something that must not be replaced
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return False
     if not path.is_dir():
         raise UserError(f"--out {path} is not a directory: give another path")
@@ -158,7 +162,7 @@ def already_built(path: Path, kind: str, options: dict[str, Any], overwrite: boo
         return False
     try:
         report = json.loads((path / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         report = None
     if not isinstance(report, dict) or report.get("kind") != kind:
         raise UserError(

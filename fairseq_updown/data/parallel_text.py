@@ -101,7 +101,7 @@ def train_sentencepiece(
             num_threads=1,  # sums in a fixed order
             minloglevel=2,
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the latter of a number that fits no integer
         raise UserError(f"--vocab-size {vocab_size} does not suit this corpus: {error}") from error
     path.write_bytes(model.getvalue())
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import pickle
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +16,10 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from ..data.files import open_regular
 from ..decoding.repeats import fix_repeat_blocker
+from ..decoding.search_options import check_value
 from ..errors import UserError
 
 SENTENCEPIECE_MODEL = "spm.model"
-MOST_LENPEN = 10  # length ** lenpen must not overflow
-MOST_LEN_A = 1_000_000
 SAME_VOCABULARY = 0.9  # least share of the dictionary that the sentencepiece model must know
 
 
@@ -48,7 +45,8 @@ def usable_device(name: str | None) -> torch.device:
 def _split_checkpoints(checkpoint: str | Path) -> list[Path]:
     """The files of an ensemble, all of them there."""
     whole = Path(checkpoint)
-    paths = [whole] if whole.exists() else [Path(x) for x in str(whole).split(os.pathsep) if x]
+    named = [] if whole.exists() else [Path(x) for x in str(whole).split(os.pathsep) if x]
+    paths = named or [whole]
     for path in paths:
         if not path.is_file():
             what = "does not exist"
@@ -73,11 +71,8 @@ def _read_checkpoint(path: Path, data: str | Path | None) -> dict[str, Any]:
         parameters = [value for value in state["model"].values() if torch.is_tensor(value)]
     except OSError as error:
         raise UserError(f"--checkpoint {path}: {first_line(error)}: check the file") from error
-    except pickle.UnpicklingError as error:  # its text advises to load unsafely
-        raise UserError(
-            f"--checkpoint {path} is no fairseq checkpoint, or holds objects that torch's safe "
-            "loader refuses: give a file that fairseq-train saved"
-        ) from error
+    except UserError as error:  # torch's safe loader refused it
+        raise UserError(f"--checkpoint {error}") from error
     except Exception as error:  # whatever a file of another kind makes the loader stumble over
         raise UserError(
             f"--checkpoint {path} is no complete fairseq checkpoint ({first_line(error)}): give a "
@@ -197,19 +192,12 @@ def check_search(search: Namespace, max_tokens: int) -> None:
     Raises:
         UserError: naming the option
     """
-    whole = dict(beam=1, min_len=0, max_len_b=1, no_repeat_ngram_size=0)
-    for name, least in whole.items():
-        if getattr(search, name) < least:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} {getattr(search, name)} is below {least}: make it larger")
+    for name, value in vars(search).items():
+        check_value(f"--{name.replace('_', '-')}", name, value)
+    if search.max_len_b < 1:
+        raise UserError(f"--max-len-b {search.max_len_b} is below 1: make it larger")
     if max_tokens < 1:
         raise UserError(f"--max-tokens {max_tokens} is below 1: make it larger")
-    if not abs(search.lenpen) <= MOST_LENPEN:
-        raise UserError(f"--lenpen {search.lenpen} is not within +-{MOST_LENPEN}: give 1 or so")
-    if math.isnan(search.unkpen) or search.unkpen == -math.inf:
-        raise UserError(f"--unkpen {search.unkpen} would be the score: give a number, or inf")
-    if not 0 <= search.max_len_a <= MOST_LEN_A:
-        raise UserError(f"--max-len-a {search.max_len_a} is not within 0 and {MOST_LEN_A:,}")
     if search.no_repeat_ngram_size == 1:
         raise UserError(
             "--no-repeat-ngram-size 1 would allow each piece once only: give 0 (off), 2 or more"

@@ -46,6 +46,8 @@ class Mixer(nn.Module):
     default_size = 0
     # Whether it samples what an ensemble averages over.
     has_ensemble = False
+    # Whether what it does depends on the number of its layer.
+    counts_layers = False
 
     def forward(
         self,

@@ -26,6 +26,7 @@ class ChannelwiseSamplePermutation(Mixer):
     """
 
     default_size = 2
+    counts_layers = True
 
     def __init__(
         self,

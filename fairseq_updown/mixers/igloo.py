@@ -30,6 +30,7 @@ class Igloo(Mixer):
     """
 
     default_size = 64
+    counts_layers = True
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class StochasticAttention(FullAttention):
 
     default_size = 256
     has_ensemble = True
+    counts_layers = True
 
     def forward(
         self,

@@ -26,6 +26,8 @@ class TransnormerAttention(SlotAttention, Mixer):  # type: ignore[misc]
     has no weights to drop: dropout of attention is for the blocks.
     """
 
+    counts_layers = True
+
     def __init__(self, embed_dim: int, num_heads: int, settings: Settings, **kwargs: Any):
         super().__init__(embed_dim, num_heads, block_size=settings.block_size, **kwargs)
         self.settings = settings

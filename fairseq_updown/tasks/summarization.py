@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from fairseq import utils
 from fairseq.data import LanguagePairDataset, data_utils, encoders
+from fairseq.data.encoders import TOKENIZER_REGISTRY
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
@@ -22,6 +23,7 @@ from ..data.summarization_dataset import (
     truncate,
 )
 from ..decoding.repeats import fix_repeat_blocker
+from ..decoding.search_options import OPTIONS, check_options, check_value
 from ..scoring.rouge import ROUGE_TYPES, Rouge
 
 logger = logging.getLogger(__name__)
@@ -87,8 +89,23 @@ class SummarizationTask(TranslationTask):
     def __init__(self, cfg: SummarizationConfig, src_dict: Any, tgt_dict: Any):
         super().__init__(cfg, src_dict, tgt_dict)
         self._model_positions: List[Tuple[int, int]] = []
-        for name in ("eval_rouge_args", "eval_rouge_detok_args"):
-            _parse_json_object(name, getattr(cfg, name))
+
+    @classmethod
+    def setup_task(
+        cls, cfg: SummarizationConfig, from_checkpoint: bool = False, **kwargs: Any
+    ) -> "SummarizationTask":
+        """As the parent's; what would fail at the first validation only is refused here.
+
+        Raises:
+            ValueError: naming the option.
+        """
+        if not from_checkpoint:  # earlier versions took more, and heeded less
+            check_options("--eval-rouge-args", _parse_json_object(cfg, "eval_rouge_args"))
+            _parse_json_object(cfg, "eval_rouge_detok_args")
+            if cfg.eval_rouge_detok not in TOKENIZER_REGISTRY:
+                names = ", ".join(TOKENIZER_REGISTRY)
+                raise ValueError(f"--eval-rouge-detok {cfg.eval_rouge_detok}: choose {names}")
+        return super().setup_task(cfg, **kwargs)
 
     # ---------------------------------------------------------------------------------- limits
 
@@ -111,11 +128,17 @@ class SummarizationTask(TranslationTask):
         model = super().build_model(cfg, from_checkpoint)
         self._model_positions.append(model.max_positions())
         if self.cfg.eval_rouge:
-            detok_args = _parse_json_object("eval_rouge_detok_args", self.cfg.eval_rouge_detok_args)
+            detok_args = _parse_json_object(self.cfg, "eval_rouge_detok_args")
             self.rouge_detokenizer = encoders.build_tokenizer(
                 Namespace(tokenizer=self.cfg.eval_rouge_detok, **detok_args)
             )
-            options = _parse_json_object("eval_rouge_args", self.cfg.eval_rouge_args)
+            options = _parse_json_object(self.cfg, "eval_rouge_args")
+            longest = model.max_decoder_positions() - 1
+            if options.get("min_len", 1) > longest and not from_checkpoint:
+                raise ValueError(
+                    f'--eval-rouge-args "min_len" {options["min_len"]}: the model writes at most '
+                    f"{longest} tokens and end of sentence (--max-target-positions)"
+                )
             self.rouge_generator = self.build_generator([model], Namespace(**options))
             self.rouge = Rouge(stemmer=not self.cfg.eval_rouge_no_stemmer)
             logger.info("validation ROUGE: %s", self.rouge.signature)
@@ -251,8 +274,16 @@ class SummarizationTask(TranslationTask):
 
     # ----------------------------------------------------------------------------------- ROUGE
 
-    def build_generator(self, *args: Any, **kwargs: Any) -> Any:
-        return fix_repeat_blocker(super().build_generator(*args, **kwargs))
+    def build_generator(self, models: List[Any], args: Any, *more: Any, **kwargs: Any) -> Any:
+        """As the parent's, with what it fails on put right.
+
+        Raises:
+            ValueError: an option of the search is out of range.
+        """
+        for name in OPTIONS:
+            if hasattr(args, name):
+                check_value(f"--{name.replace('_', '-')}", name, getattr(args, name))
+        return fix_repeat_blocker(super().build_generator(models, args, *more, **kwargs))
 
     def inference_step(
         self,
@@ -310,15 +341,16 @@ class SummarizationTask(TranslationTask):
         return self.rouge_detokenizer.decode(text)
 
 
-def _parse_json_object(name: str, text: Optional[str]) -> Dict[str, Any]:
+def _parse_json_object(cfg: SummarizationConfig, name: str) -> Dict[str, Any]:
     """Parses an option that is a JSON object.
 
     Raises:
         ValueError: it is none.
     """
+    text = getattr(cfg, name)
     try:
         value = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         value = error
     if not isinstance(value, dict):
         flag = "--" + name.replace("_", "-")

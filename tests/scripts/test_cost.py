@@ -242,7 +242,7 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_numbers_below_one_are_refused(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         cost.main(["--batches", "0"])
-    assert "--batches: '0' is no whole number above 0" in capsys.readouterr().err
+    assert "--batches: '0' is no whole number from 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ['{"kind": "corpus", "rows": []}', "no json", "[]"])

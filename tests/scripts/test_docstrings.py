@@ -356,5 +356,5 @@ def test_bad_options_name_the_value_and_the_remedy(
         prepare.main(arguments(tmp_path / "nowhere", out))
     with pytest.raises(SystemExit):
         prepare.main(arguments(tree, out, "--eval-pairs", "-3"))
-    assert "'-3' is no whole number above 0" in capsys.readouterr().err
+    assert "'-3' is no whole number from 1" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]

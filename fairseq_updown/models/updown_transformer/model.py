@@ -25,6 +25,7 @@ from .decoder import UpdownTransformerDecoder
 from .encoder import UpdownTransformerEncoder
 from .migration import RETIRED, migrate
 from .options import UpdownTransformerConfig, UpdownTransformerFlags, validate
+from .pruning import Kept, prune_options, prune_state
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class UpdownTransformerModel(TransformerModelBase):
     With block sizes that hold the sequences it is fairseq's `transformer`, weight for weight. See
     `attention/` for the equations.
     """
+
+    kept: Dict[str, Kept] = {}  # of the layers of a larger model, by stack
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
@@ -68,11 +71,14 @@ class UpdownTransformerModel(TransformerModelBase):
         validate(args)
         if getattr(task_cfg, "left_pad_target", False):
             raise ValueError(
-                "--left-pad-target True: decoder blocks are counted from the first token of each "
-                "row; leave targets right-padded (--left-pad-target False)"
+                "--left-pad-target: decoder blocks are counted from the first token of each row, "
+                "so targets must be padded on the right; leave it out"
             )
+        kept = prune_options(args)
         _write_back(cfg, args)
-        return accelerate(super().build_model(TransformerConfig.from_namespace(args), task))
+        model = super().build_model(TransformerConfig.from_namespace(args), task)
+        model.kept = kept
+        return accelerate(model)
 
     @classmethod
     def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: Any) -> UpdownTransformerEncoder:
@@ -83,6 +89,24 @@ class UpdownTransformerModel(TransformerModelBase):
         return UpdownTransformerDecoder(
             cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention
         )
+
+    def load_state_dict(
+        self, state_dict: Dict[str, Tensor], strict: bool = True, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As fairseq's, but layers are left out before the names are checked, not after; so fairseq
+        is not told the options, by which it would leave them out once more.
+
+        Raises:
+            ValueError: the checkpoint has neither the layers of this model nor of the larger one.
+        """
+        pruned = prune_state(state_dict, self.kept)
+        if len(pruned) < len(state_dict):
+            logger.warning(
+                "layers are left out (--encoder-layers-to-keep, --decoder-layers-to-keep). The "
+                "optimizer's state does not fit: to train on, give --finetune-from-model, or "
+                "--reset-optimizer"
+            )
+        return super().load_state_dict(pruned, strict)
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
         """Lets a stock `transformer` checkpoint load: what it lacks keeps its initial value.

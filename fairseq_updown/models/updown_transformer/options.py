@@ -148,22 +148,22 @@ def parse_mixer(text: str) -> MixerChoice:
     flag = f"--updown-mixer {text}"
     name, equals, numbers = text.partition("=")
     if name == "blockwise":
-        _refuse(f"{flag}: blocks that see only themselves are --updown-slots 0")
+        refuse(f"{flag}: blocks that see only themselves are --updown-slots 0")
     if name not in MIXERS:
-        _refuse(f"{flag}: choose {', '.join(MIXERS)}")
+        refuse(f"{flag}: choose {', '.join(MIXERS)}")
     mixer = MIXERS[name]
     default_size = getattr(mixer, "default_size", 0)
     if not equals:
         return MixerChoice(mixer, default_size, 0)
     if not default_size:
-        _refuse(f"{flag}: {name} has no size of its own; write {name}")
+        refuse(f"{flag}: {name} has no size of its own; write {name}")
     size, times, ensemble = numbers.partition("x")
     if not _is_positive(size):
-        _refuse(f"{flag}: a size is a whole number above 0, like {name}={default_size}")
+        refuse(f"{flag}: a size is a whole number above 0, like {name}={default_size}")
     if times and not mixer.has_ensemble:
-        _refuse(f"{flag}: {name} has no ensemble; write {name}={size}")
+        refuse(f"{flag}: {name} has no ensemble; write {name}={size}")
     if times and not _is_positive(ensemble):
-        _refuse(
+        refuse(
             f"{flag}: an ensemble is a whole number above 0, like {name}={size}x4; without one, "
             f"{name}={size}, all keys are seen at inference"
         )
@@ -175,27 +175,29 @@ def _is_positive(text: str) -> bool:
 
 
 def parse_pool_layers(text: str, num_layers: int) -> List[int]:
-    """Parses `--updown-pool-layers`.
+    """Parses `--updown-pool-layers`: encoder layers, counted from 1."""
+    return parse_layers("--updown-pool-layers", text, range(1, num_layers + 1), "encoder layer")
 
-    Returns:
-        the layers, counted from 1, in rising order.
+
+def parse_layers(flag: str, text: str, allowed: range, kind: str) -> List[int]:
+    """Parses a comma-separated list of different numbers of layers, rising; it may be empty.
 
     Raises:
-        ValueError: not a comma-separated list of different layers 1 ... `num_layers`, rising.
+        ValueError: it is none, or one of them is not among those `allowed`.
     """
-    flag = "--updown-pool-layers"
     stripped = text.strip()
     if not stripped:
         return []
     try:
         layers = [int(part) for part in stripped.split(",")]
     except ValueError:
-        _refuse(f"{flag} {text!r} is not a list of layer numbers; write it like '2,4'")
+        refuse(f"{flag} {text!r} is not a list of layer numbers; write it like '2,4'")
     for layer in layers:
-        if not 1 <= layer <= num_layers:
-            _refuse(f"{flag} {text!r}: there is no encoder layer {layer}; use 1 to {num_layers}")
+        if layer not in allowed:
+            first, last = allowed[0], allowed[-1]
+            refuse(f"{flag} {text!r}: there is no {kind} {layer}; use {first} to {last}")
     if sorted(set(layers)) != layers:
-        _refuse(f"{flag} {text!r} must name each layer once, in rising order")
+        refuse(f"{flag} {text!r} must name each layer once, in rising order")
     return layers
 
 
@@ -261,8 +263,9 @@ def _flag(name: str) -> str:
 
 def _require(args: Namespace, name: str, holds: bool, remedy: str) -> None:
     if not holds:
-        _refuse(f"{_flag(name)} {getattr(args, name)}: {remedy}")
+        refuse(f"{_flag(name)} {getattr(args, name)}: {remedy}")
 
 
-def _refuse(message: str) -> NoReturn:
+def refuse(message: str) -> NoReturn:
+    """Raises what is to be raised for a mistake in the options."""
     raise ValueError(message)

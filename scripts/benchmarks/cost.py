@@ -10,6 +10,11 @@ Sections:
                the encoder apart
     sentences  both on a batch of 128 short sentences
     dropout    the training step with attention dropout 0.1, which no fast attention kernel takes
+    launches   operations that a GPU would launch in a training step's forward and backward pass,
+               counted on any device, and an estimate of its time there
+
+An architecture may have options: 'updown_transformer_arxiv {"updown_autocast": "bfloat16"}'.
+Hugging Face's `led` and `longt5` can be named too, where the extra `peers` is installed.
 
 Every row runs all architectures in turn, round by round; printed are medians, ranges, and ratios to
 the first architecture. Each model first takes a step on at most 512 source tokens, untimed. No
@@ -47,6 +52,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 import report
 import steps
 import torch
@@ -75,6 +81,7 @@ TITLES = {
     "generate": "Generation",
     "sentences": "Sentences",
     "dropout": "Training step, attention dropout 0.1",
+    "launches": "Launches of a training step's forward and backward pass",
 }
 LENGTHS = [128, 512, 1024, 2048, 4096, 8192, 16384, 32768]
 LIMIT_LENGTH = 8192  # printed is the limit of the longest training step up to this
@@ -82,6 +89,10 @@ FITTED_FROM = 2048
 LONGEST, LONGEST_UNIT = 262_144, 1024
 KIND = "fairseq_updown benchmark"
 OUT_OF_MEMORY = "out of memory"
+NOT_INSTALLED = "not installed"
+# What the estimate of a GPU's step takes for granted: the host's time for a launch, and the rate of
+# matrix products in bfloat16 that training reaches on a large GPU.
+LAUNCH_SECONDS, GPU_FLOPS = 6e-6, 4e14
 
 Figures = dict[str, dict[str, Any]]  # by architecture
 Rows = list[tuple[Work, Figures]]
@@ -123,6 +134,8 @@ def measure(
     figures: Figures = {}
     for arch in progress(architectures, f"{work.src_len}: memory"):
         figures[arch] = {}
+        if arch in peers.NAMES and not peers.INSTALLED:
+            continue
         with suppress(OutOfMemory):
             figures[arch] = alone(setup.device, steps.inspect, arch, work, setup)
         release()
@@ -172,8 +185,8 @@ def columns(kind: str) -> list[str]:
     return [*head, "peak memory", "less"]
 
 
-def cells(kind: str, own: dict[str, Any], stock: dict[str, Any]) -> list[str]:
-    """An architecture's part of a row, under :func:`columns`; ratios are to ``stock``."""
+def cells(arch: str, kind: str, own: dict[str, Any], stock: dict[str, Any]) -> list[str]:
+    """The architecture's part of a row, under :func:`columns`; ratios are to ``stock``."""
 
     def ratio(figure: Callable[[dict[str, Any]], float]) -> str:
         try:
@@ -181,7 +194,8 @@ def cells(kind: str, own: dict[str, Any], stock: dict[str, Any]) -> list[str]:
         except (KeyError, ZeroDivisionError):  # the first architecture ran out of memory
             return ""
 
-    found = [OUT_OF_MEMORY, "", ""] + [""] * (kind == "generate")
+    why = OUT_OF_MEMORY if arch not in peers.NAMES or peers.INSTALLED else NOT_INSTALLED
+    found = [why, "", ""] + [""] * (kind == "generate")
     if own.get("seconds"):
         median, spread = statistics.median(own["seconds"]), sorted(own["seconds"])
         found = [duration(median), f"{duration(spread[0])} to {duration(spread[-1])}"]
@@ -189,7 +203,7 @@ def cells(kind: str, own: dict[str, Any], stock: dict[str, Any]) -> list[str]:
         if kind == "generate":
             found.append(duration(statistics.median(own["encoder_seconds"])))
     if "added_mib" not in own:
-        return [*found, OUT_OF_MEMORY, ""]
+        return [*found, why, ""]
     return [*found, f"{own['added_mib']:,.0f} MiB", ratio(lambda figures: figures["added_mib"])]
 
 
@@ -202,7 +216,7 @@ def limit_rows(work: Work, figures: Figures, rates: dict[str, float]) -> list[li
     rows = []
     step = "training step" if work.kind == "train" else "decoding step"
     for arch, own in figures.items():
-        if not own.get("seconds"):
+        if not own.get("seconds") or not own.get("flops"):
             continue
         seconds = statistics.median(own["seconds"])
         arithmetic = own["flops"] / rates["flops_per_s"]
@@ -307,9 +321,35 @@ def run_section(section: str, args: argparse.Namespace, store: Store) -> Rows:
         rows.append((work, figures))
         stock = figures[architectures[0]]
         for arch, own in figures.items():
-            own_cells = cells(work.kind, own, stock)
+            own_cells = cells(arch, work.kind, own, stock)
             print(report.line([str(work.src_len), str(work.bsz), f"`{arch}`", *own_cells]))
     return rows
+
+
+def run_launches(args: argparse.Namespace, store: Store) -> None:
+    """Counts launches and prints them, with an estimate of a GPU's step."""
+    setup = Setup(args.device, args.dtype)
+    print(f"\n### {TITLES['launches']}: target {args.target_length}, batch 1\n\n"
+          f"Estimated, not measured: a GPU's step as max(launches x {LAUNCH_SECONDS * 1e6:.0f} us, "
+          f"operations / {GPU_FLOPS / 1e12:.0f} TFLOP/s).\n")  # fmt: skip
+    head = ["source", "architecture", "launches", "of the first", "operations", "GPU, estimated"]
+    print(report.table(head, []))
+    for length in args.launch_lengths:
+        work, first = Work("train", 1, length, args.target_length), 0.0
+        for arch in args.architectures or ARCHITECTURES:
+            if arch in peers.NAMES and not peers.INSTALLED:
+                print(report.line([str(length), f"`{arch}`", NOT_INSTALLED, "", "", ""]))
+                continue
+            key = {"launches": asdict(work), "architecture": arch, "setup": asdict(setup),
+                   "machine": surroundings(args.device)}  # fmt: skip
+            found = store.get(key, partial(steps.count_launches, arch, work, setup))
+            first = first or found["launches"]
+            seconds = max(found["launches"] * LAUNCH_SECONDS, found["flops"] / GPU_FLOPS)
+            print(report.line([
+                str(length), f"`{arch}`", f"{found['launches']:,}",
+                f"{found['launches'] / first:.2f}x", f"{found['flops'] / 1e9:,.0f} G",
+                duration(seconds),
+            ]))  # fmt: skip
 
 
 def print_limits(rows: dict[str, Rows], args: argparse.Namespace, store: Store) -> None:
@@ -334,7 +374,10 @@ def run(args: argparse.Namespace) -> None:
     print(f"{json.dumps(surroundings(args.device))}\n\nMedians of up to {args.repeats} interleaved "
           "rounds, and their range. Peak memory is what the work adds to a built model; --json "
           "has the process's whole peak too.")  # fmt: skip
-    rows = {section: run_section(section, args, store) for section in args.sections}
+    timed = [section for section in args.sections if section != "launches"]
+    rows = {section: run_section(section, args, store) for section in timed}
+    if "launches" in args.sections:
+        run_launches(args, store)
     trained = rows.get("train", [])
     fitted = exponents(trained)
     if fitted:
@@ -364,6 +407,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the same with attention dropout: memory is quadratic")  # fmt: skip
     add("--generation-lengths", type=positive, nargs="+", default=[8192], metavar="N",
         help="source lengths, generation")  # fmt: skip
+    add("--launch-lengths", type=positive, nargs="+", default=[4096], metavar="N",
+        help="source lengths, launches")  # fmt: skip
     add("--target-length", type=positive, default=256, metavar="N", help="of a training step")
     add("--batches", type=positive, nargs="+", default=[1, 4], metavar="N", help="in generation")
     add("--beam", type=positive, default=5, metavar="N")

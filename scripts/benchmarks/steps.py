@@ -11,13 +11,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
+import peers  # noqa: F401  adds its systems
 import torch
 from fairseq.optim.adam import Adam
 from fresh_process import MemoryMeter
+from launches import CountLaunches
 from systems import VOCABULARY, Setup, Work, build
 from torch import Tensor
 from work_counter import WorkCounter
+
+from fairseq_updown.models.updown_transformer import model as updown_model
 
 SHAPES = {"cpu": [(8192, 512, 2048), (2048,) * 3], "cuda": [(16384, 512, 2048), (8192,) * 3]}
 BUFFER = {"cpu": 2**28, "cuda": 2**30}  # float32 numbers: 1 GiB and 4 GiB, far above any cache
@@ -149,3 +154,17 @@ def inspect(name: str, work: Work, setup: Setup) -> dict[str, float]:
             runner.run()
         figures["flops"] = counter.flops
     return figures
+
+
+def count_launches(name: str, work: Work, setup: Setup) -> dict[str, float]:
+    """Launches, and operations, of a training step's forward and backward pass on a GPU.
+
+    On a CPU too: the forms of operators that are for CPUs only are left out of the model.
+    """
+    with patch.object(updown_model, "accelerate", lambda model: model):
+        runner = Runner(name, work, setup)
+    with CountLaunches() as launches, WorkCounter() as counter:
+        logits = runner.system.logits(runner.source, runner.target).flatten(0, 1).float()
+        loss = torch.nn.functional.cross_entropy(logits, runner.target.flatten())
+        loss.backward()
+    return {"launches": launches.total, "flops": counter.flops}

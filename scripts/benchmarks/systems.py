@@ -124,7 +124,7 @@ def with_options(arch: str, **options: Any) -> str:
 
 def known(name: str) -> bool:
     """Whether :func:`build` can build it."""
-    return name in SYSTEMS or name in ARCH_MODEL_REGISTRY
+    return name in SYSTEMS or name.partition(" ")[0] in ARCH_MODEL_REGISTRY
 
 
 def build(name: str, work: Work, setup: Setup) -> Any:

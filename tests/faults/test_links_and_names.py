@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, List
 
 import pytest
+from commands import status
 from stored import SMALL, make_dictionaries, parse, save_checkpoint
 
 from fairseq_updown.cli import highlight, prepare, score, summarize
@@ -50,7 +51,7 @@ def write_tsv(path: Path) -> Path:
 
 
 def run_prepare(*arguments: Any) -> int:
-    return prepare.main([*map(str, arguments), *VOCABULARY])
+    return status(prepare.main, [*map(str, arguments), *VOCABULARY])
 
 
 # ------------------------------------------------------------------------------- updown-prepare

@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Tuple
 
 import cost
 import fresh_process
+import peers
 import pytest
 import steps
 import systems
@@ -31,6 +32,9 @@ SMALL = [
 ]
 
 
+TIMED = ["--sections", "train", "generate", "sentences", "dropout"]
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, str]:
     """A folder with the JSON and the PNG of a small run of all sections, and what it printed."""
@@ -38,7 +42,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, str]:
     files = ["--json", str(folder / "out.json"), "--png", str(folder / "new" / "out.png")]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert cost.main([*SMALL, *files]) == 0
+        assert cost.main([*SMALL, *TIMED, *files]) == 0
     return folder, printed.getvalue()
 
 
@@ -78,7 +82,7 @@ def test_second_run_measures_nothing_and_prints_the_same(
     monkeypatch.setattr(cost, "measure", refuse)
     monkeypatch.setattr(steps, "measured_rates", refuse)
     before = (folder / "out.json").read_bytes()
-    arguments = [*SMALL, "--json", str(folder / "out.json")]
+    arguments = [*SMALL, *TIMED, "--json", str(folder / "out.json")]
     assert cost.main(arguments) == 0
     assert capsys.readouterr().out.strip() in printed
     assert (folder / "out.json").read_bytes() == before
@@ -216,6 +220,39 @@ def test_a_system_of_another_library_is_one_entry(
     monkeypatch.setattr(cost, "alone", lambda device, look, *of: look(*of))
     assert cost.main([*SMALL, "--sections", "train", "--architectures", STOCK, "another"]) == 0
     assert capsys.readouterr().out.count("`another`") == 3  # two lengths, and the limit of one
+
+
+@pytest.mark.skipif(not peers.INSTALLED, reason="the extra `peers` is not installed")
+@pytest.mark.parametrize("name", peers.NAMES)
+def test_peers_train_and_generate(name: str) -> None:
+    for kind in ("train", "generate"):
+        found = warm_runner(name, Work(kind, 1, 600, 8, beam=2), CPU).timed()
+        assert found["seconds"] > 0
+    model = systems.build(name, Work("train", 1, 600, 8), CPU).model
+    base = 49e6  # parameters of fairseq's base architecture at this vocabulary
+    assert 0.9 < sum(p.numel() for p in model.parameters()) / base < 1.3
+
+
+def test_peers_that_are_not_installed_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(peers, "INSTALLED", False)
+    monkeypatch.setattr(cost, "alone", lambda device, look, *of: look(*of))
+    sections = ["--sections", "sentences", "launches", "--launch-lengths", "40"]
+    assert cost.main([*SMALL, *sections, "--architectures", STOCK, "led"]) == 0
+    assert capsys.readouterr().out.count("| `led` | not installed |") == 3
+
+
+def test_launches_are_those_of_a_gpu_and_options_count(capsys: pytest.CaptureFixture) -> None:
+    pooled = systems.with_options(OURS, updown_pooling="seeded")
+    sections = ["--sections", "launches", "--launch-lengths", "600"]
+    assert cost.main([*SMALL, *sections, "--architectures", STOCK, OURS, pooled]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "`" in line]
+    stock, tournament, seeded = (int(row[2].replace(",", "")) for row in rows)
+    assert stock < seeded < tournament
+    assert rows[1][3] == f"{tournament / stock:.2f}x"
+    microseconds = 6 * stock
+    assert rows[0][-1].startswith(f"{microseconds / 1000:.2f}"[:3])
 
 
 MISTAKES: List[Tuple[List[str], str]] = [

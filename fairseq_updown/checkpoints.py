@@ -7,7 +7,6 @@ are what fairseq stores beside tensors; none of them runs code when it is loaded
 import functools
 import logging
 import os
-import pickle
 import re
 import shutil
 import zipfile
@@ -118,15 +117,18 @@ def _load_safely(path: str, *args: Any, **kwargs: Any) -> Any:
     the safety."""
     try:
         return _load_checkpoint_to_cpu(path, *args, **kwargs)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, RuntimeError) and "weights_only" not in text:
-            raise
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a file of another kind makes the loader stumble over
+        lines = str(error).splitlines() or [""]
+        reason = f"{type(error).__name__}: {lines[0]}"
+        if "weights_only" in str(error):
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            reason = found[1] if found else "of another kind"
     # outside of the handler, lest the traceback has torch's text
-    found = re.search(r"GLOBAL (\S+)", text)
     raise UserError(
-        f"{path} is no fairseq checkpoint, or holds objects that torch's safe loader refuses"
-        f"{f' ({found[1]})' if found else ''}: give a file that fairseq-train saved"
+        f"{path} is no complete fairseq checkpoint, or holds objects that torch's safe loader "
+        f"refuses ({reason}): give a file that fairseq-train saved"
     )
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention.functional import full_precision, length_mask
+from .attention.functional import full_precision, length_mask, weight_and_bias
 from .attention.pooling import (
     POOLINGS,
     Pooling,
@@ -105,8 +105,7 @@ class SequencePooling(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             normed = F.layer_norm(full_precision(x), x.shape[-1:])
-            weight, bias = full_precision(self.scorer.weight), full_precision(self.scorer.bias)
-            scores = F.linear(normed, weight, bias).squeeze(-1).sigmoid()
+            scores = F.linear(normed, *weight_and_bias(self.scorer)).squeeze(-1).sigmoid()
         width = x.size(1)
         targets = [max(self.min_length, math.ceil(n / self.rate)) for n in lengths.numbers]
         new_lengths = RowLengths.of(map(min, lengths.numbers, targets), x.device)

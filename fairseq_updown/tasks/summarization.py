@@ -100,11 +100,7 @@ class SummarizationTask(TranslationTask):
             ValueError: naming the option.
         """
         if not from_checkpoint:  # earlier versions took more, and heeded less
-            check_options("--eval-rouge-args", _parse_json_object(cfg, "eval_rouge_args"))
-            _parse_json_object(cfg, "eval_rouge_detok_args")
-            if cfg.eval_rouge_detok not in TOKENIZER_REGISTRY:
-                names = ", ".join(TOKENIZER_REGISTRY)
-                raise ValueError(f"--eval-rouge-detok {cfg.eval_rouge_detok}: choose {names}")
+            _check_validation(cfg)
         return super().setup_task(cfg, **kwargs)
 
     # ---------------------------------------------------------------------------------- limits
@@ -134,9 +130,10 @@ class SummarizationTask(TranslationTask):
             )
             options = _parse_json_object(self.cfg, "eval_rouge_args")
             longest = model.max_decoder_positions() - 1
-            if options.get("min_len", 1) > longest and not from_checkpoint:
+            shortest = options.get("min_len", 1)
+            if shortest > longest and not from_checkpoint:
                 raise ValueError(
-                    f'--eval-rouge-args "min_len" {options["min_len"]}: the model writes at most '
+                    f'--eval-rouge-args "min_len" {shortest}: the model writes at most '
                     f"{longest} tokens and end of sentence (--max-target-positions)"
                 )
             self.rouge_generator = self.build_generator([model], Namespace(**options))
@@ -339,6 +336,27 @@ class SummarizationTask(TranslationTask):
             escape_unk=reference,
         )
         return self.rouge_detokenizer.decode(text)
+
+
+def _check_validation(cfg: SummarizationConfig) -> None:
+    """Refuses options that would fail at the first validation.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    check_options("--eval-rouge-args", _parse_json_object(cfg, "eval_rouge_args"))
+    if cfg.eval_rouge_detok not in TOKENIZER_REGISTRY:
+        names = ", ".join(TOKENIZER_REGISTRY)
+        raise ValueError(f"--eval-rouge-detok {cfg.eval_rouge_detok}: choose {names}")
+    if "tokenizer" in _parse_json_object(cfg, "eval_rouge_detok_args"):
+        raise ValueError("--eval-rouge-detok-args: give the tokenizer as --eval-rouge-detok")
+    try:
+        data_utils.post_process("", cfg.eval_rouge_remove_bpe)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"--eval-rouge-remove-bpe {cfg.eval_rouge_remove_bpe}: choose sentencepiece, "
+            "wordpiece, letter, subword_nmt (@@), _EOW, silence or none"
+        ) from error
 
 
 def _parse_json_object(cfg: SummarizationConfig, name: str) -> Dict[str, Any]:

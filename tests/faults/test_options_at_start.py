@@ -81,6 +81,41 @@ def test_validation_text_options(data: Path) -> None:
         set_up(data, "--eval-rouge-detok-args", "x")
 
 
+def test_text_of_validation(data: Path) -> None:
+    for flags, message in (
+        (["--eval-rouge-remove-bpe", "x"], "--eval-rouge-remove-bpe x: choose sentencepiece"),
+        (["--eval-rouge-detok-args", '{"tokenizer": "x"}'], "give the tokenizer as --eval-rouge-d"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            set_up(data, *flags)
+
+
+MODEL = {
+    "--encoder-attention-heads 0": "it must be at least 1",
+    "--decoder-attention-heads -2": "it must be at least 1",
+    "--encoder-attention-heads 3": "it must divide --encoder-embed-dim 16",
+    "--encoder-embed-dim 0": "it must be at least 1",
+    "--decoder-ffn-embed-dim 0": "it must be at least 1",
+    "--dropout nan": "it must be from 0 to below 1",
+    "--attention-dropout -1.0": "it must be from 0 to below 1",
+    "--activation-dropout 1.5": "it must be from 0 to below 1",
+    "--encoder-layerdrop 1.0": "it must be from 0 to below 1",
+    "--decoder-layerdrop nan": "it must be from 0 to below 1",
+    "--quant-noise-pq 2.0": "it must be from 0 to 1",
+    "--quant-noise-scalar nan": "it must be from 0 to 1",
+    "--quant-noise-pq-block-size 0": "it must be at least 1",
+    "--decoder-output-dim 7": "shared embeddings are of --decoder-embed-dim 16",
+}
+
+
+@pytest.mark.parametrize("flag", list(MODEL))
+def test_dimensions_and_probabilities_of_the_model(data: Path, flag: str) -> None:
+    cfg = convert_namespace_to_omegaconf(parse(data, ARCH, *SMALL, *flag.split()))
+    task = tasks.setup_task(cfg.task)
+    with pytest.raises(ValueError, match=f"^{flag}: {MODEL[flag]}"):
+        task.build_model(cfg.model)
+
+
 def test_search_of_fairseqs_own_programs(data: Path) -> None:
     task = set_up(data)
     for name, value in (("max_len_a", float("nan")), ("beam", 0), ("temperature", 0.0)):

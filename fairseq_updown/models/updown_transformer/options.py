@@ -229,13 +229,7 @@ def validate(args: Namespace) -> None:
     _require(args, "updown_pool_rate", 1 <= rate < math.inf, remedy)
     # base ** score, of scores below 1, must stay well within float32.
     _require(args, "updown_pooling_base", 1 < base <= 1e6, "it must be above 1 and at most 1e6")
-    for name in (
-        "encoder_layers",
-        "decoder_layers",
-        "max_source_positions",
-        "max_target_positions",
-    ):
-        _require(args, name, getattr(args, name) >= 1, "it must be at least 1")
+    _validate_stock(args)
     for name, choices in (
         ("updown_pooling", POOLINGS),
         ("updown_autocast", AUTOCAST),
@@ -248,6 +242,31 @@ def validate(args: Namespace) -> None:
     for name in ("cross_self_attention", "base_layers"):
         remedy = "it does not work with compressed attention; leave it out"
         _require(args, name, not getattr(args, name, None), remedy)
+
+
+def _validate_stock(args: Namespace) -> None:
+    """Refuses what fairseq's own options would fail with late, or without a word."""
+    sizes = ["layers", "embed_dim", "ffn_embed_dim", "attention_heads"]
+    for name in (
+        *(f"{stack}_{size}" for stack in ("encoder", "decoder") for size in sizes),
+        *("max_source_positions", "max_target_positions", "quant_noise_pq_block_size"),
+    ):
+        _require(args, name, getattr(args, name) >= 1, "it must be at least 1")
+    for stack in ("encoder", "decoder"):
+        heads, embed_dim = f"{stack}_attention_heads", f"{stack}_embed_dim"
+        fits = getattr(args, embed_dim) % getattr(args, heads) == 0
+        _require(args, heads, fits, f"it must divide {_flag(embed_dim)} {getattr(args, embed_dim)}")
+    for name in (
+        *("dropout", "attention_dropout", "activation_dropout", "adaptive_softmax_dropout"),
+        *("encoder_layerdrop", "decoder_layerdrop"),
+    ):
+        _require(args, name, 0 <= getattr(args, name) < 1, "it must be from 0 to below 1")
+    for name in ("quant_noise_pq", "quant_noise_scalar"):
+        _require(args, name, 0 <= getattr(args, name) <= 1, "it must be from 0 to 1")
+    if args.share_decoder_input_output_embed or args.share_all_embeddings:
+        own = getattr(args, "decoder_output_dim", None) or args.decoder_embed_dim
+        remedy = f"shared embeddings are of --decoder-embed-dim {args.decoder_embed_dim}"
+        _require(args, "decoder_output_dim", own == args.decoder_embed_dim, remedy)
 
 
 def block_size_of_layer(cfg: Any, layer: int) -> int:

@@ -114,7 +114,10 @@ def _step(
 @cache
 def packing_works() -> bool:
     """Whether this torch has the operators, which are private to it, and they do what they did."""
-    module, x = nn.Linear(8, 8), torch.ones(3, 8)
+    # The first model of a process must leave a seed as any other does.
+    with torch.random.fork_rng(devices=[]):
+        module = nn.Linear(8, 8)
+    x = torch.ones(3, 8)
     weights = PackedWeights()
     weights.begin(3)
     try:

@@ -139,3 +139,10 @@ def test_without_the_private_operators_layers_stay_as_they_are(
     module = make(8, 8)
     packed_linear.packing_works.cache_clear()
     assert "forward" not in vars(module)
+
+
+def test_finding_out_whether_packing_works_takes_no_random_numbers() -> None:
+    packed_linear.packing_works.cache_clear()
+    before = torch.get_rng_state()
+    assert packed_linear.packing_works()
+    assert torch.get_rng_state().equal(before)

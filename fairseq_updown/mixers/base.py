@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple, Optional, Tuple
 
+from fairseq.modules import MultiheadAttention
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
@@ -46,6 +47,9 @@ class Mixer(nn.Module):
     default_size = 0
     # Whether it samples what an ensemble averages over.
     has_ensemble = False
+    # fairseq's early checkpoints hold q, k and v in one; whoever takes the value's alone must part
+    # them as well.
+    upgrade_state_dict_named = MultiheadAttention.upgrade_state_dict_named
 
     def forward(
         self,

@@ -26,8 +26,8 @@ CHOICES = {
 CHOICES["ssa"] = "ssa=3x2"
 POOLED = dict(updown_pool_layers="2")
 UNPOOLED = dict(updown_pool_layers="")
-# Mixers that cannot take over the projections of a stock attention.
-OTHER_PROJECTIONS = ("csp", "igloo", "luna")
+# The projections of a stock attention that a mixer has no use for.
+DROPPED = {"csp": ("q", "k"), "igloo": ("q", "k"), "luna": ("k", "v")}
 # The layers, of three, that have no attention weights to drop.
 WITHOUT_WEIGHTS = {"csp": {0, 1, 2}, "flow": {0, 1, 2}, "transnormer": {1, 2}}
 
@@ -242,20 +242,62 @@ def test_full_is_the_stock_transformer_at_any_length(length):
     )
 
 
-def test_a_stock_checkpoint_loads_into_the_projections_and_leaves_the_rest(name):
+def test_a_stock_checkpoint_loads_into_the_projections_and_leaves_the_rest(name, caplog):
+    """What the mixer adds keeps its fresh values, what it has no use for is dropped, as logged."""
     stock, model = build("stock", seed=3).state_dict(), build_mixer(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    if name in OTHER_PROJECTIONS:
-        with pytest.raises(RuntimeError, match=r"self_attn\.k_proj"):
-            model.load_state_dict(dict(stock))
-        return
+    unused = {
+        f"encoder.layers.{layer}.self_attn.{part}_proj.{kind}"
+        for layer in range(3)
+        for part in DROPPED.get(name, ())
+        for kind in ("weight", "bias")
+    }
     model.load_state_dict(dict(stock))
     after = model.state_dict()
-    assert set(stock) < set(after) == set(before)
+    assert set(before) == set(after)
+    assert set(stock) - set(after) == unused
     assert all(torch.equal(after[key], stock.get(key, before[key])) for key in after)
+    added = [key for key in after if key not in stock]
+    assert f"{len(added)} parameters are not in the checkpoint" in caplog.text
+    dropped = [
+        line for line in caplog.messages if "parameters of the checkpoint are dropped" in line
+    ]
+    assert len(dropped) == bool(unused)
+    for part in DROPPED.get(name, ()):
+        assert f"--updown-mixer {CHOICES[name]} " in dropped[0]
+        assert f"encoder.layers.*.self_attn.{part}_proj.weight" in dropped[0]
 
 
-def test_weights_of_another_mixer_are_refused_with_the_remedy():
-    weights = build_mixer("updown_v2").state_dict()
-    with pytest.raises(ValueError, match=r"self_attn\.beta.*--updown-mixer"):
-        build_mixer("full").load_state_dict(weights)
+def test_queries_keys_and_values_that_are_stored_in_one_are_parted(name):
+    """As fairseq's checkpoints of before 2020 hold them."""
+    stock, old = build("stock", seed=3).state_dict(), {}
+    for key, tensor in stock.items():
+        attention, part, kind = key.rsplit(".", 2) if "_proj." in key else (key, "", "")
+        if part == "q_proj":
+            parts = [stock[f"{attention}.{p}_proj.{kind}"] for p in "qkv"]
+            old[f"{attention}.in_proj_{kind}"] = torch.cat(parts)
+        elif part not in ("k_proj", "v_proj"):
+            old[key] = tensor
+    models = [build_mixer(name) for _ in range(2)]
+    for model, weights in zip(models, (old, stock)):
+        model.load_state_dict(dict(weights))
+    old, new = (model.state_dict() for model in models)
+    assert all(torch.equal(old[key], new[key]) for key in new)
+
+
+@pytest.mark.parametrize(
+    ("trained", "wanted", "message"),
+    [
+        ("updown_v2", "full", r"self_attn\.beta.*--updown-mixer full"),
+        ("csp", "full", r"self_attn\.count_bias.*--updown-mixer full"),
+        ("csp", "igloo", r"self_attn\.mix_proj.*--updown-mixer igloo=3"),
+        ("csp", "luna", r"self_attn\.context_proj.*--updown-mixer luna=3"),
+        ("full", "csp", r"self_attn\.count_bias.*--updown-mixer csp=3"),
+        ("luna", "igloo", r"self_attn\.context_proj.*--updown-mixer igloo=3"),
+    ],
+)
+def test_weights_of_another_mixer_are_refused_with_the_remedy(trained, wanted, message):
+    weights = build_mixer(trained).state_dict()
+    with pytest.raises(ValueError, match=message):
+        build_mixer(wanted).load_state_dict(weights)
+    build_mixer(trained, seed=5).load_state_dict(weights)

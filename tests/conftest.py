@@ -13,14 +13,17 @@ from fairseq import utils as fairseq_utils
 from hypothesis import HealthCheck, settings
 from toy import CONFIGURATIONS
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("UPDOWN_TEST_THREADS", "1")))
+# Other examples in every run; a failure prints the line that repeats it.
 settings.register_profile(
     "tests",
     deadline=None,
     max_examples=25,
-    derandomize=True,
+    print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+# For a search after a change of the mechanism: `--hypothesis-profile thorough`.
+settings.register_profile("thorough", settings.get_profile("tests"), max_examples=500)
 settings.load_profile("tests")
 
 

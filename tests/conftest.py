@@ -14,13 +14,17 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 # Neither torch nor fairseq is imported here: the process that hands out the tests needs neither.
+# Other examples in every run, but where CI is set; a failure prints the line that repeats it.
 settings.register_profile(
     "tests",
     deadline=None,
     max_examples=25,
-    derandomize=True,
+    print_blob=True,
+    derandomize="CI" in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+# For a search after a change of the mechanism: `--hypothesis-profile thorough`.
+settings.register_profile("thorough", settings.get_profile("tests"), max_examples=500)
 settings.load_profile("tests")
 
 

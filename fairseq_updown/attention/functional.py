@@ -162,18 +162,12 @@ def bias_channel(scale: float) -> float:
 
 
 def attention_weights(
-    query: Tensor,
-    key: Tensor,
-    key_bias: Optional[Tensor] = None,
-    mask: Optional[Tensor] = None,
-    scale: float = 1.0,
+    query: Tensor, key: Tensor, key_bias: Optional[Tensor] = None, scale: float = 1.0
 ) -> Tensor:
     """The weights that :func:`attend` gives the keys, `(*, H, L, S)`, computed openly."""
     logits = full_precision((query * scale) @ key.transpose(-1, -2))
     if key_bias is not None:
         logits = logits + key_bias.unsqueeze(-2)
-    if mask is not None:
-        logits = logits.masked_fill(~mask, MASKED_LOGIT)
     return logits.softmax(dim=-1)
 
 

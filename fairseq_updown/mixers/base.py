@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple, Optional, Tuple
 
+from fairseq.modules import MultiheadAttention
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
@@ -48,6 +49,9 @@ class Mixer(nn.Module):
     has_ensemble = False
     # Whether what it does depends on the number of its layer.
     counts_layers = False
+    # fairseq's early checkpoints hold q, k and v in one; whoever takes the value's alone must part
+    # them as well.
+    upgrade_state_dict_named = MultiheadAttention.upgrade_state_dict_named
 
     def forward(
         self,

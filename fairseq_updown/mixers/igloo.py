@@ -17,20 +17,21 @@ class Igloo(Mixer):
 
         r_tl = sum_{j,c} M_{ljc} x_{pi_t(l,j),c} + b_l
 
-    of L patches of `patch_size` slices each ("IGLOO: Slicing the Features Space to Represent
-    Sequences", arXiv 1807.03402). M applied to every token once gives each slice its value
-    wherever it falls, so only numbers are gathered, not vectors: O(n L) besides the projections.
+    of L patches of `patch_size` slices each, as many as in the authors' code ("IGLOO: Slicing the
+    Features Space to Represent Sequences", arXiv 1807.03402). M applied to every token once gives
+    each slice its value wherever it falls, so only numbers are gathered, not vectors: O(n L)
+    besides the projections.
 
     The tables pi, pi' are floor(u n) for a sample of n tokens, u fixed per layer. A value that
     stands for c tokens weighs c e^{(r_t W)_l}; the features ignore the counts. There are no heads.
 
     Args:
         settings: `size` is L; the authors advise 30 to 70.
-        patch_size: slices per patch; 4 in the authors' code.
     """
 
     default_size = 64
     counts_layers = True
+    patch_size = 4
 
     def __init__(
         self,
@@ -41,14 +42,12 @@ class Igloo(Mixer):
         dropout: float = 0.0,
         q_noise: float = 0.0,
         qn_block_size: int = 8,
-        patch_size: int = 4,
     ):
         super().__init__()
         self.num_patches = settings.size
         self.layer = settings.layer
-        self.patch_size = patch_size
         self.dropout_module = FairseqDropout(dropout, module_name=type(self).__name__)
-        num_slices = self.num_patches * patch_size
+        num_slices = self.num_patches * self.patch_size
         noise = (q_noise, qn_block_size)
         self.slice_proj = projection(embed_dim, num_slices, *noise, bias=False)  # M
         self.patch_bias = nn.Parameter(torch.zeros(self.num_patches))  # b

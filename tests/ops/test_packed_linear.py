@@ -231,3 +231,10 @@ def test_decoding_in_fewer_bits_follows_the_parallel_pass(name: str) -> None:
     ]
     error = (torch.cat(steps, dim=1) - expected).norm() / expected.norm()
     assert 1e-6 < error < 0.1
+
+
+def test_finding_out_whether_packing_works_takes_no_random_numbers() -> None:
+    packed_linear._works.cache_clear()
+    before = torch.get_rng_state()
+    assert all(packed_linear._works(name) for name in FORMATS)
+    assert torch.get_rng_state().equal(before)

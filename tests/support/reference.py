@@ -254,37 +254,58 @@ def pool_sequence(
     return torch.stack(tokens), torch.stack(new_counts), torch.stack([i.score for i in items])
 
 
+def _before(layer: Any, norm: Any, x: Tensor) -> Tensor:
+    """What a sublayer is given: a pre-norm layer norms here, another after the sum."""
+    return norm(x) if layer.normalize_before else x
+
+
+def _after(layer: Any, norm: Any, x: Tensor, out: Tensor) -> Tensor:
+    return x + out if layer.normalize_before else norm(x + out)
+
+
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
-    return layer.final_layer_norm(x + layer.fc2(layer.activation_fn(layer.fc1(x))))
+    norm = layer.final_layer_norm
+    out = layer.fc2(layer.activation_fn(layer.fc1(_before(layer, norm, x))))
+    return _after(layer, norm, x, out)
 
 
 def encode(model: Any, tokens: Tensor, name: str) -> Tuple[Tensor, Tensor, Tensor]:
-    """The whole (post-norm) encoder for one unpadded source `(length,)`."""
+    """The whole encoder for one unpadded source `(length,)`."""
     encoder = model.encoder
     x = encoder.forward_embedding(tokens.unsqueeze(0))[0][0]
     counts, scores, slots = x.new_ones(len(x)), x.new_zeros(len(x)), None
     for index, layer in enumerate(encoder.layers):
-        attended, slots = encoder_self_attention(layer.self_attn, name, x, counts, scores, slots)
-        x = _feed_forward(layer, layer.self_attn_layer_norm(x + attended))
+        attention, norm = layer.self_attn, layer.self_attn_layer_norm
+        given = _before(layer, norm, x)
+        out, slots = encoder_self_attention(attention, name, given, counts, scores, slots)
+        x = _feed_forward(layer, _after(layer, norm, x, out))
         pools = [encoder.pools[key] for key in encoder.pools if key == str(index + 1)]
         for pooling in pools:
             slots = None
             if len(x) > pooling.min_length:
                 x, counts, scores = pool_sequence(pooling, name, x, counts)
+    if encoder.layer_norm is not None:
+        x = encoder.layer_norm(x)
     if encoder.memory_pool is not None and len(x) > encoder.memory_pool.min_length:
         x, counts, scores = pool_sequence(encoder.memory_pool, name, x, counts)
     return x, counts, scores
 
 
 def decode(model: Any, memory: Tuple[Tensor, Tensor, Tensor], target: Tensor, name: str) -> Tensor:
-    """The whole (post-norm) decoder for one unpadded target `(length,)`: logits."""
+    """The whole decoder for one unpadded target `(length,)`: logits."""
     decoder = model.decoder
     x, slots = decoder.embed(target.unsqueeze(0), None)[0], None
     for layer in decoder.layers:
-        attended, slots = decoder_self_attention(layer.self_attn, name, x, slots)
-        x = layer.self_attn_layer_norm(x + attended)
-        cross = layer.encoder_attn
+        norm = layer.self_attn_layer_norm
+        out, slots = decoder_self_attention(layer.self_attn, name, _before(layer, norm, x), slots)
+        x = _after(layer, norm, x, out)
+        cross, norm = layer.encoder_attn, layer.encoder_attn_layer_norm
         keys = [(v, key_bias(cross, c, s)) for v, c, s in zip(*memory)]
-        attended = torch.stack([softmax_attention(cross, token, keys) for token in x])
-        x = _feed_forward(layer, layer.encoder_attn_layer_norm(x + attended))
+        queries = _before(layer, norm, x)
+        out = torch.stack([softmax_attention(cross, query, keys) for query in queries])
+        x = _feed_forward(layer, _after(layer, norm, x, out))
+    if decoder.layer_norm is not None:
+        x = decoder.layer_norm(x)
+    if decoder.project_out_dim is not None:
+        x = decoder.project_out_dim(x)
     return decoder.output_layer(x)

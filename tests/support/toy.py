@@ -69,6 +69,13 @@ CONFIGURATIONS = {
         updown_block_size=1, updown_slots=1, updown_decoder_block_size=1, updown_decoder_slots=1
     ),
     "pre-norm": dict(encoder_normalize_before=True, decoder_normalize_before=True),
+    "pre-norm, cross slots, topk": dict(
+        encoder_normalize_before=True,
+        decoder_normalize_before=True,
+        updown_cross_slots=4,
+        updown_pool_layers="2",
+        updown_pooling="topk",
+    ),
     "learned positions": dict(encoder_learned_pos=True, decoder_learned_pos=True),
     "no positions": dict(no_token_positional_embeddings=True),
     "layernorm embedding": dict(layernorm_embedding=True, share_all_embeddings=True),

@@ -1,7 +1,6 @@
 """`updown_transformer`: fairseq's Transformer with up-down compression at all attention sites."""
 
 import logging
-import re
 from argparse import Namespace
 from dataclasses import fields
 from typing import Any, Dict
@@ -26,15 +25,9 @@ from .encoder import UpdownTransformerEncoder
 from .migration import RETIRED, migrate
 from .options import UpdownTransformerConfig, UpdownTransformerFlags, validate
 from .pruning import Kept, prune_options, prune_state
+from .stock_weights import fit_stock_weights
 
 logger = logging.getLogger(__name__)
-
-# Names of parameters that no stock Transformer has: whatever a mixer has besides the projections
-# of an attention, and ours elsewhere.
-_OWN_PARAMETER = re.compile(
-    r"encoder\.layers\.\d+\.self_attn\.(?!(q|k|v|out)_proj\.(weight|bias)$)"
-    r"|\.(compressor|count_bias|pools|memory_pool)\."
-)
 
 
 @register_model(MODEL_NAME, dataclass=UpdownTransformerConfig)
@@ -109,33 +102,16 @@ class UpdownTransformerModel(TransformerModelBase):
         return super().load_state_dict(pruned, strict)
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
-        """Lets a stock `transformer` checkpoint load: what it lacks keeps its initial value.
+        """Lets a stock `transformer` checkpoint load, see :func:`fit_stock_weights`.
 
         Learned positions fit any `--max-source-positions`, see :func:`tile_positions`.
 
         Raises:
-            ValueError: the checkpoint has compression parameters that this model lacks.
+            ValueError: the checkpoint is of a model of ours with other options.
         """
         super().upgrade_state_dict_named(state_dict, name)
         self._fit_learned_positions(state_dict)
-        own = {key for key in self.state_dict() if _is_own(key)}
-        stored = {key for key in state_dict if _is_own(key)}
-        if stored - own:
-            raise ValueError(
-                "the checkpoint was trained with other --updown flags: this model has no "
-                f"{', '.join(sorted(stored - own)[:3])}; give the flags of its training "
-                "(--updown-mixer, --updown-pool-layers, --updown-cross-slots, --updown-slots, "
-                "--updown-decoder-slots, --updown-no-gate, --updown-no-reweight)"
-            )
-        if own - stored:
-            missing = sorted(own - stored)
-            logger.warning(
-                "%d compression parameters are not in the checkpoint and keep their initial "
-                "values, %s and others",
-                len(missing),
-                missing[0],
-            )
-            state_dict.update((key, self.state_dict()[key]) for key in missing)
+        fit_stock_weights(state_dict, self.state_dict(), str(self.cfg.updown_mixer))
 
     def _fit_learned_positions(self, state_dict: Dict[str, Tensor]) -> None:
         """Extends or cuts the stored learned positions to what this model takes."""
@@ -176,10 +152,6 @@ def tile_positions(weight: Tensor, num_embeddings: int, first: int) -> Tensor:
     index = torch.arange(num_embeddings, device=weight.device)
     trained = weight.size(0) - first
     return weight[torch.where(index < first, index, (index - first) % trained + first)]
-
-
-def _is_own(parameter: str) -> bool:
-    return _OWN_PARAMETER.search(parameter) is not None
 
 
 def _write_back(cfg: Any, args: Namespace) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fairseq.models.transformer import TransformerModel
 from fairseq.sequence_generator import SequenceGenerator
-from toy import CONFIGURATIONS, STOCK, build, draw_rows, logits, pad_rows, toy_task
+from toy import STOCK, build, draw_rows, logits, pad_rows, toy_task
 
 from fairseq_updown.ops import autocast
 
@@ -44,7 +44,6 @@ def test_the_error_is_that_of_a_plain_transformer_under_autocast(seed):
         assert 1e-4 < error(low, exact, *batch(seed)) < 2 * plain
 
 
-@pytest.mark.parametrize("configuration", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
 def test_trains_with_float32_parameters_gradients_and_logits(configuration):
     options = {**configuration, "dropout": 0.1, "attention_dropout": 0.0}
     grads = []

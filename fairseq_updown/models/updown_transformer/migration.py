@@ -7,21 +7,11 @@ from typing import Any, Dict
 RETIRED: Dict[str, Any] = {"updown_mixer_size": int, "updown_mixer_ensemble": int}
 
 
-# Options that versions before them lacked, with what those versions did. A stored configuration is
-# complete, so it is older if it has none of these and all of `_EARLIEST`.
-_LATER: Dict[str, Any] = {"updown_pooled_block_size": 0}
-_EARLIEST = (
-    *("updown_block_size", "updown_slots", "updown_pool_layers", "updown_pool_rate"),
-    *("updown_memory_size", "updown_decoder_block_size", "updown_decoder_slots"),
-)
-
-
 def migrate(config: Dict[str, Any]) -> Dict[str, Any]:
     """The same model in today's options; a configuration of today comes back as it is.
 
     - `updown_mixer_size` S and `updown_mixer_ensemble` E are part of `updown_mixer`: `luna=S`,
       `ssa=SxE`; 0 was the mixer's default, or no ensemble.
-    - Options that did not exist yet are what their absence was, not what an architecture sets.
     - The mixer `blockwise` is `updown` without slots. Today's flag refuses that name, so it is
       taken only from a configuration that has the retired options, as all stored ones had.
 
@@ -29,10 +19,6 @@ def migrate(config: Dict[str, Any]) -> Dict[str, Any]:
         config: flat options; None where nobody set them.
     """
     config = dict(config)
-    if all(config.get(name) is not None for name in _EARLIEST):
-        for name, value in _LATER.items():
-            if config.get(name) is None:
-                config[name] = value
     size, ensemble = (config.pop(name, None) for name in RETIRED)
     if size is None and ensemble is None:
         return config

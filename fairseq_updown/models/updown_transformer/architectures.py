@@ -15,6 +15,7 @@ from fairseq.models.transformer import (
     transformer_wmt_en_de_big,
 )
 
+from .migration import presets_of_then
 from .options import DEFAULTS
 
 MODEL_NAME = "updown_transformer"
@@ -71,7 +72,8 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {
 
 def apply_architecture(name: str, args: Any) -> None:
     """Sets what architecture `name` sets, and all defaults, where `args` has nothing yet."""
-    preset = dict(ARCHITECTURES[name])
+    given = vars(args) if isinstance(args, Namespace) else args
+    preset = {**ARCHITECTURES[name], **presets_of_then(given)}
     stock = preset.pop("stock", base_architecture)
     for option, value in preset.items():
         setattr(args, option, getattr(args, option, value))

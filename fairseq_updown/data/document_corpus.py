@@ -290,9 +290,7 @@ def build_corpus(
         report["dropped"] = dict(sorted((+drops).items()))
         print("training sentencepiece and encoding", file=sys.stderr, flush=True)
         texts = model_text.texts(raw, suffixes, args.seed)
-        report["splits"] = encode_parallel(
-            partial, list(splits), suffixes, texts, args.vocab_size
-        )
+        report["splits"] = encode_parallel(partial, list(splits), suffixes, texts, args.vocab_size)
         if finish:
             finish(report, partial)
         (partial / REPORT).write_text(to_json(report), encoding="utf-8")

@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
@@ -91,15 +91,22 @@ def count(hypothesis: str, reference: str) -> Figures:
 # -------------------------------------------------------------------------------------- places
 
 
+def word_starts(pieces: Sequence[str]) -> List[int]:
+    """The number of pieces before each word, in text encoded by sentencepiece."""
+    return [number for number, piece in enumerate(pieces) if piece.startswith("\u2581")]
+
+
 class Source:
     """A document in which headings are looked up.
 
     Args:
         text: on a line.
+        pieces: the same encoded by sentencepiece, if places are to be counted in pieces.
     """
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, pieces: Optional[Sequence[str]] = None):
         self.words = text.split()
+        self._pieces = None if pieces is None else word_starts(pieces)
         self._tokens: List[str] = []
         self._owners: List[int] = []  # the word that each token is of
         self._starts: Dict[str, List[int]] = defaultdict(list)
@@ -116,8 +123,17 @@ class Source:
                 return place
         return None
 
+    def quarter(self, word: int) -> int:
+        """The quarter of the document that a word stands in, from 0."""
+        return 4 * word // len(self.words)
+
+    def length(self, word: int) -> int:
+        """The pieces before a word, or the words where there are no pieces."""
+        # The encoder's normalisation may join words: the last is then out of the list.
+        return word if self._pieces is None else self._pieces[min(word, len(self._pieces) - 1)]
+
     def places(self, headings: Sequence[str]) -> List[Optional[int]]:
-        """The first word of each heading; None for one that does not stand in the document.
+        """The number of words before each heading; None for one that stands nowhere.
 
         Looked up with its number and then without, behind the heading before it and then from the
         start.
@@ -138,41 +154,41 @@ class Placed(NamedTuple):
     """The headings of one document with their places, in words.
 
     Attributes:
+        source: the document.
         references: the true ones.
         found: for each of those whether it was written.
         wrong: those written that are not true; None stands nowhere in the document.
-        words: of the document.
     """
 
+    source: Source
     references: List[Optional[int]]
     found: List[bool]
     wrong: List[Optional[int]]
-    words: int
 
 
-def place(source: str, hypothesis: str, reference: str) -> Placed:
+def place(source: Source, hypothesis: str, reference: str) -> Placed:
     """Finds where the headings of two outlines stand in their document."""
-    document = Source(source)
     theirs, ours = split_headings(reference), split_headings(hypothesis)
     own, true = ([normalised(heading) for heading in headings] for headings in (ours, theirs))
     wrong = [heading for heading, right in zip(ours, matched(own, true)) if not right]
-    references = document.places(theirs)
-    return Placed(references, matched(true, own), document.places(wrong), len(document.words))
+    return Placed(source, source.places(theirs), matched(true, own), source.places(wrong))
 
 
-def by_bin(samples: Iterable[Placed], bins: Any) -> Dict[int, Figures]:
+def by_bin(
+    samples: Iterable[Placed], bin_number: Callable[[Source, int], int]
+) -> Dict[int, Figures]:
     """The headings counted by where they stand; a right one counts where the true one stands.
 
     Args:
-        bins: for one document and the first word of a heading the number of its bin.
+        bin_number: of a document and the words in it before a heading.
 
     Returns:
-        figures by the bin's number; -1 is of those that stand nowhere.
+        figures by the number; -1 is of headings that stand nowhere.
     """
     figures: Dict[int, Figures] = defaultdict(Figures)
 
     def bin_of(sample: Placed, word: Optional[int]) -> int:
-        return -1 if word is None else bins(sample, word)
+        return -1 if word is None else bin_number(sample.source, word)
 
     for sample in samples:
         for word, right in zip(sample.references, sample.found):

@@ -14,7 +14,7 @@ without such a table. report.json says where in the bodies the headings stand.
 
 For a curriculum, with --target outline and for each part NAME of the split:
 
-    --windows N ...   NAME-N: all windows of N words that hold a heading, with the headings they hold
+    --windows N ...   NAME-N: windows of N words, all that hold a heading, with those they hold
     --denoise [N]     NAME-denoised: N spans of 20 to 80 words of each document as targets; in the
                       sources a tenth of their words is left out and a twentieth replaced
 
@@ -264,7 +264,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--windows", type=positive, nargs="+", default=[], metavar="WORDS",
         help="with --target outline: windows of these sizes too")  # fmt: skip
     add("--denoise", type=positive, nargs="?", const=DENOISED_SPANS, metavar="N",
-        help="with --target outline: damaged spans too, N of each document (default %(const)s)")  # fmt: skip
+        help="with --target outline: damaged spans too, N a document (%(const)s)")  # fmt: skip
     args = parser.parse_args(argv)
     if args.target == "abstract" and (args.windows or args.denoise):
         parser.error("--windows and --denoise are made with --target outline: add it")
@@ -281,9 +281,7 @@ def build(args: argparse.Namespace) -> None:
         options |= {"target": "outline", "windows": args.windows, "denoise": args.denoise}
     found: dict[str, list[Outline]] = {}
 
-    def read_splits(
-        report: dict[str, Any], drops: Counter[str]
-    ) -> Mapping[str, Iterable[Pair]]:
+    def read_splits(report: dict[str, Any], drops: Counter[str]) -> Mapping[str, Iterable[Pair]]:
         folder = args.from_dir or fetched_texts(args.cache.resolve())
         files = text_files(folder)
         drawn = sorted(files, key=lambda number: digest(f"{args.seed} {number}"))

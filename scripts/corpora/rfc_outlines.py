@@ -16,7 +16,7 @@ from typing import NamedTuple
 from rfc_documents import Rfc, Unfit, indent, plain
 
 from fairseq_updown.data.document_corpus import Pair
-from fairseq_updown.scoring.headings import SEPARATOR, join_headings
+from fairseq_updown.scoring.headings import SEPARATOR, join_headings, word_starts
 
 LEVELS = 2
 MIN_HEADINGS = 3
@@ -27,7 +27,7 @@ DROPPED, REPLACED = 0.10, 0.05  # shares of a span's words
 _NUMBER = re.compile(
     r"\s*(?:(?:section|appendix|annex|chapter|part)\s+[A-Z\d]\w{0,3}(?:[.-]\w+)*[.:]?"
     r"|\d+[a-z]?(?:[.-]\w+)*[.:)]?"
-    r"|(?:[A-Z]|[IVXLC]+)(?:(?:[.-]\d\w*)+[.:)]?|[.:)]))(?=\s|$)",
+    r"|(?:[A-Z]|[IVXLC]+)(?:[.-]\d\w*(?:[.-]\w+)*[.:)]?|[.:)]))(?=\s|$)",
     re.I,
 )
 _WORD = re.compile(r"(?:section|appendix|annex|chapter|part)\s+", re.I)
@@ -197,7 +197,7 @@ def outline(name: str, rfc: Rfc) -> Outline:
 
 def piece_places(document: Outline, pieces: Sequence[str]) -> list[int]:
     """The number of pieces before each heading, in the body encoded by sentencepiece."""
-    starts = [number for number, piece in enumerate(pieces) if piece.startswith("\u2581")]
+    starts = word_starts(pieces)
     return [starts[min(first, len(starts) - 1)] for first, _ in document.headings]
 
 

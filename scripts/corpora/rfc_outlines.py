@@ -107,14 +107,18 @@ def entries(lines: Sequence[str]) -> list[Entry]:
 
 
 def goes_on(entry: Entry, line: str, paged: bool) -> bool:
-    """Whether an unnumbered line is the rest of an entry: it is set further in, or below its title.
+    """Whether an unnumbered line is the rest of an entry.
 
-    In a table with pages an entry ends with its page.
+    In a table with pages it is set further in, and the entry has no page yet. In one without it
+    stands below the title, behind the number: an entry without a number fills one line.
     """
+    if paged:
+        return indent(line) > entry.indent and not entry.ended
     number = _NUMBER.match(entry.text)
-    rest = entry.text[number.end() :] if number else ""
-    title = entry.indent + (number.end() + len(rest) - len(rest.lstrip()) if number else 1)
-    return indent(line) > entry.indent and not entry.ended if paged else indent(line) >= title
+    if not number:
+        return False
+    rest = entry.text[number.end() :]
+    return indent(line) >= entry.indent + len(entry.text) - len(rest.lstrip())
 
 
 def levelled(found: list[Entry]) -> list[Entry]:
@@ -181,9 +185,10 @@ def outline(name: str, rfc: Rfc) -> Outline:
     for paragraph in paragraphs:
         starts.append(starts[-1] + len(paragraph))
     places: dict[str, list[int]] = defaultdict(list)  # twice the paragraph, plus 1 if two
-    for number, text in enumerate(rfc.paragraphs):
+    for number, (text, after) in enumerate(zip(rfc.paragraphs, [*rfc.paragraphs[1:], ""])):
         places[same(text)].append(2 * number)
-        places[same(" ".join(rfc.paragraphs[number : number + 2]))].append(2 * number + 1)
+        if plain(after):
+            places[same(f"{text} {after}")].append(2 * number + 1)
     run = longest_rise([places.get(same(entry.text), []) for entry in listed])
     if len(run) < MIN_FOUND * len(listed):
         raise Unfit("table of contents unlike the headings")

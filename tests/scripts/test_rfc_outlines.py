@@ -147,6 +147,12 @@ def test_without_numbers_the_indentation_is_the_level() -> None:
     assert headings(document) == ["Introduction", "Words", "Kettles"]
 
 
+def test_an_entry_that_comes_twice_is_one_heading_though_it_ends_the_body() -> None:
+    body = BODY.replace("\n   Teapot: what tea is made in.\n", "")
+    document = outline("x", rfc(f"{PAGELESS}   Glossary\n", body))
+    assert headings(document) == HEADINGS
+
+
 def test_what_has_no_usable_table_is_told_by_reason() -> None:
     few = "Table of Contents\n\n   1.  Introduction\n   2.  Kettles of 1995\n"
     other = PAGELESS.replace("Introduction", "Prelude").replace("Kettles", "Pans")

@@ -16,11 +16,20 @@ adds the same two without it. The model is compared with the variant of the high
 
 ROUGE is rouge_score's mean F1 (English letters and digits only); for ROUGE-Lsum, texts are split
 where white space follows any of .!? and precedes a capital letter.
+
+--headings is for outlines, whose headings stand on the line with " | " between them: how many are
+found (precision, recall, F1; case, spaces, punctuation and the numbers before them do not count),
+and, with sources, by where in the document they stand. --other adds systems, and --picture draws
+their recall:
+
+    updown-score --headings --generated OURS --other stock=THEIRS --references raw/test.tgt
+        --sources raw/test.src --sentencepiece-model spm/spm.model --picture recall.png
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import re
 from collections.abc import Sequence
@@ -31,6 +40,7 @@ import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
 from ..scoring.rouge import Rouge, split_sentences
+from .score_headings import chart, count_headings, headings_table, read_pieces
 from .support import (
     UserError,
     check_writable,
@@ -84,10 +94,10 @@ def join_pieces(texts: dict[int, str]) -> dict[int, str]:
     return {key: text.strip() for key, text in joined.items()}
 
 
-def read_log(path: Path) -> dict[str, dict[int, str]]:
+def read_log(path: Path, option: str = "--generated") -> dict[str, dict[int, str]]:
     """Texts by sample number for each of S, T and H (the best one: the first, and D before H)."""
     found: dict[str, dict[int, str]] = {kind: {} for kind in "STHD"}
-    for line in read_lines(path, "--generated"):
+    for line in read_lines(path, option):
         match = _LOG_LINE.fullmatch(line)
         if not match:
             continue
@@ -96,12 +106,12 @@ def read_log(path: Path) -> dict[str, dict[int, str]]:
             text = text.partition("\t")[2]  # after the score
         elif number in found[kind]:
             raise UserError(
-                f"--generated {path} has {kind}-{number} twice: give the log of a single run"
+                f"{option} {path} has {kind}-{number} twice: give the log of a single run"
             )
         found[kind].setdefault(number, text)
     if not found["H"] and not found["D"]:
         raise UserError(
-            f"--generated {path} has no H- or D- lines: give fairseq-generate's output, made "
+            f"{option} {path} has no H- or D- lines: give fairseq-generate's output, made "
             "without --quiet"
         )
     joined = {kind: join_pieces(texts) for kind, texts in found.items()}
@@ -136,6 +146,29 @@ def read_samples(args: argparse.Namespace) -> Samples:
 
     others = (column(name) for name in ("hypotheses", "sources", "bodies"))
     return Samples(keys, [texts["references"][key] for key in keys], *others)
+
+
+def read_others(given: Sequence[str], keys: Sequence[int]) -> dict[str, list[str]]:
+    """The outputs of other systems for the same samples, by name: of a log, or one a line.
+
+    Raises:
+        UserError: an option is not NAME=FILE, a name comes twice, or a sample is missing
+    """
+    found: dict[str, list[str]] = {}
+    for option in given:
+        name, _, path = option.partition("=")
+        if not name or not path or name in (*found, "model"):
+            raise UserError(f"--other {option}: give NAME=FILE, with another name for each")
+        lines = read_lines(Path(path), "--other")
+        is_log = any(line.startswith(("H-", "D-")) and _LOG_LINE.fullmatch(line) for line in lines)
+        texts = read_log(Path(path), "--other")["H"] if is_log else dict(enumerate(lines))
+        lost = [key for key in keys if key not in texts]
+        if lost:
+            raise UserError(
+                f"--other {option} has no sample {lost[0]}: give all of the same subset"
+            )
+        found[name] = [texts[key] for key in keys]
+    return found
 
 
 def check_log(
@@ -209,13 +242,16 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[st
     return {"difference": float(differences.mean()), "low": float(low), "high": float(high)}
 
 
-def evaluate(samples: Samples, lead_words: int | None, stem: bool) -> dict[str, Any]:
+def evaluate(
+    samples: Samples, others: dict[str, list[str]], lead_words: int | None, stem: bool
+) -> dict[str, Any]:
     """All figures: the scores of every system, and the model against the better lead."""
     references = samples.references
     reference_words = float(np.mean([len(text.split()) for text in references]))
     systems: dict[str, list[str]] = {}
     if samples.hypotheses:
         systems["model"] = samples.hypotheses
+    systems.update(others)
     first = lead_words or max(1, round(reference_words))
     for kind, texts in (("source", samples.sources), ("body", samples.bodies)):
         if texts:
@@ -231,7 +267,7 @@ def evaluate(samples: Samples, lead_words: int | None, stem: bool) -> dict[str, 
         "reference words": reference_words,
         "scores": scores,
     }
-    leads = [name for name in systems if name != "model"]
+    leads = [name for name in systems if name != "model" and name not in others]
     if leads and samples.hypotheses:
         best = max(leads, key=lambda name: scores[name]["ROUGE-L"])
         difference = paired_difference(rouge_l["model"], rouge_l[best])
@@ -301,26 +337,66 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--allow-missing", action="store_true", help="score a log that lacks some samples")
     add("--examples", type=int, default=5, metavar="N", help="samples to print (default 5)")
     add("--json", type=Path, metavar="FILE", help="write the figures here too")
+    add("--other", action="append", default=[], metavar="NAME=FILE",
+        help="another system's log or texts for the same samples; can be given again")  # fmt: skip
+    add("--headings", action="store_true", help="score outlines by their headings too")
+    add("--sentencepiece-model", type=Path, metavar="FILE",
+        help="count the headings' places in its pieces (default: in words)")  # fmt: skip
+    add("--picture", type=Path, metavar="FILE", help="draw recall over place, as PNG")
     return parser.parse_args(argv)
 
 
-def check_json(args: argparse.Namespace) -> None:
+def check_outputs(args: argparse.Namespace) -> None:
     """Refuses a file for the figures that could not be written, or is read."""
-    check_writable("--json", args.json)
-    for name in ("generated", "hypotheses", "references", "sources", "bodies"):
-        path = getattr(args, name)
-        if path and same_file(path, args.json):
-            raise UserError(f"--json {args.json} would replace --{name}: give another file")
+    read = {f"--{name}": getattr(args, name)
+            for name in ("generated", "hypotheses", "references", "sources", "bodies")}  # fmt: skip
+    read |= {f"--other {option}": option.partition("=")[2] for option in args.other}
+    read["--sentencepiece-model"] = args.sentencepiece_model
+    for option, path in (("--json", args.json), ("--picture", args.picture)):
+        if path:
+            check_writable(option, path)
+            for name, other in read.items():
+                if other and same_file(other, path):
+                    raise UserError(f"{option} {path} would replace {name}: give another file")
+    if args.json and args.picture and same_file(args.json, args.picture):
+        raise UserError(f"--json and --picture are both {args.json}: give different files")
+
+
+def check_headings(args: argparse.Namespace, samples: Samples) -> None:
+    """Refuses what is drawn or counted of headings where there is nothing to do it with."""
+    if not args.headings:
+        for option in ("picture", "sentencepiece_model"):
+            if getattr(args, option):
+                raise UserError(f"--{option.replace('_', '-')} is of headings: add --headings")
+    elif not (samples.hypotheses or args.other):
+        raise UserError("no outlines to score: give --generated or --hypotheses FILE")
+    elif args.picture and not samples.sources:
+        raise UserError(f"--picture {args.picture} shows places in sources: give --sources FILE")
+    elif args.picture and importlib.util.find_spec("matplotlib") is None:
+        raise UserError(f"--picture {args.picture} needs matplotlib: pip install matplotlib")
+
+
+def score_headings(
+    samples: Samples, others: dict[str, list[str]], args: argparse.Namespace
+) -> dict[str, Any]:
+    """The headings that each system found, and where they stand."""
+    systems = {"model": samples.hypotheses} if samples.hypotheses else {}
+    pieces = read_pieces(args.sentencepiece_model, samples.sources)
+    return count_headings(systems | others, samples.references, samples.sources, pieces)
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.json:
-        check_json(args)
+    check_outputs(args)
     samples = read_samples(args)
-    if not (samples.hypotheses or samples.sources or samples.bodies):
+    if not (samples.hypotheses or samples.sources or samples.bodies or args.other):
         raise UserError("nothing to score: give --generated, --hypotheses, or --sources FILE")
-    result = evaluate(samples, args.lead_words, not args.no_stemmer)
+    check_headings(args, samples)
+    others = read_others(args.other, samples.ids)
+    result = evaluate(samples, others, args.lead_words, not args.no_stemmer)
     print(table(result))
+    if args.headings:
+        result["headings"] = score_headings(samples, others, args)
+        print("\n" + headings_table(result["headings"]))
     if not args.references and any("<<unk>>" in text for text in samples.references):
         print("note: T- lines with <<unk>> are no true references: give --references FILE")
     if not (samples.sources or samples.bodies):
@@ -329,6 +405,8 @@ def run(args: argparse.Namespace) -> None:
         print("\n" + examples(samples, args.examples))
     if args.json:
         write_atomic(args.json, to_json(result))
+    if args.picture:
+        write_atomic(args.picture, chart(result["headings"]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -257,6 +257,7 @@ def build_corpus(
     read: Reader,
     suffixes: Sequence[str] = SUFFIXES,
     model_text: ModelText = SAMPLE,
+    finish: Callable[[dict[str, Any], Path], None] | None = None,
 ) -> bool:
     """Build the corpus at ``args.out``, unless it is there; print its report.
 
@@ -264,10 +265,12 @@ def build_corpus(
         args: with ``out``, ``overwrite``, ``vocab_size`` and ``seed``
         kind: what the output is called in ``report.json``
         options: what the corpus depends on
-        read: returns each split's pairs, given the report to add to, and the counts of what was
-            dropped by reason; both may still change while the pairs are drawn
+        read: returns each split's pairs (of ``SPLITS``, and of more if it likes), given the report
+            to add to, and the counts of what was dropped by reason; both may still change while
+            the pairs are drawn
         suffixes: of the files of sources and targets
         model_text: what the sentencepiece model is trained on
+        finish: adds to the report what only the written corpus tells, given its folder
 
     Returns:
         whether it was built
@@ -282,12 +285,14 @@ def build_corpus(
         splits = read(report, drops)
         raw = partial / "raw"
         raw.mkdir()
-        for name in SPLITS:
-            write_raw(raw, name, suffixes, splits[name])
+        for name, pairs in splits.items():
+            write_raw(raw, name, suffixes, pairs)
         report["dropped"] = dict(sorted((+drops).items()))
         print("training sentencepiece and encoding", file=sys.stderr, flush=True)
         texts = model_text.texts(raw, suffixes, args.seed)
-        report["splits"] = encode_parallel(partial, SPLITS, suffixes, texts, args.vocab_size)
+        report["splits"] = encode_parallel(partial, list(splits), suffixes, texts, args.vocab_size)
+        if finish:
+            finish(report, partial)
         (partial / REPORT).write_text(to_json(report), encoding="utf-8")
     print(to_json({name: report[name] for name in report if name not in LISTS}), end="")
     print(f"wrote {printable(out)} in {time.monotonic() - start:.0f} s")

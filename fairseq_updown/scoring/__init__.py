@@ -1,5 +1,5 @@
 """Scorers for `fairseq-generate --scoring NAME`."""
 
-from . import rouge
+from . import headings, rouge
 
-__all__ = ["rouge"]
+__all__ = ["headings", "rouge"]

@@ -1,11 +1,24 @@
 #!/usr/bin/env python3
-"""Build a corpus of long documents from the RFCs: the target is the abstract, the source the rest.
+"""Build a corpus of long documents from the RFCs: the target is the abstract or the outline.
 
 The texts come from the doc-rfc packages of the Debian archive, which apt fetches into a private
 directory (no root, nothing of the system's own apt state is touched; about 480 MB, once), or from
 --from-dir. Page headers and footers, the title block, the table of contents, references, addresses
 and legal boilerplate are cut. An RFC and those that it obsoletes or that nearly copy it stay in
 one part of the split.
+
+--target outline: the source is the same body, and the target those headings in it, numbers
+included, that the table of contents names on its first two levels, in order, with " | " between
+them; updown-score --headings knows it. The split is that of the abstracts, less the documents
+without such a table. report.json says where in the bodies the headings stand.
+
+For a curriculum, with --target outline and for each part NAME of the split:
+
+    --windows N ...   NAME-N: windows of N words, all that hold a heading, with those they hold
+    --denoise [N]     NAME-denoised: N spans of 20 to 80 words of each document as targets; in the
+                      sources a tenth of their words is left out and a twentieth replaced
+
+    fairseq-preprocess ... --trainpref OUT/spm/train-400 --validpref OUT/spm/valid-400
 """
 
 from __future__ import annotations
@@ -20,7 +33,7 @@ import sys
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +41,14 @@ from apt_archive import PACKAGES, copy_sources, download, package_names, private
 from debian.arfile import ArError
 from debian.debfile import DebFile
 from rfc_documents import Rfc, Unfit, parse
+from rfc_outlines import Outline, denoised, outline, piece_places, windows
 
 from fairseq_updown.cli.support import (
     UserError,
     atomic_directory,
+    positive,
     progress,
+    read_lines,
     run_command,
     write_lines,
 )
@@ -52,6 +68,8 @@ from fairseq_updown.data.document_corpus import (
 KIND = "RFC corpus"
 PREFIX = "doc-rfc-"  # of the packages that hold the texts
 INSTEAD = "give RFC text files of your own with --from-dir DIR"
+DENOISED_SPANS = 40  # of each document
+FAR = (1024, 4096, 8192, 16384)  # pieces, beyond which headings are counted
 PACKAGE_LIST = "packages"  # names and versions, beside the texts that came from them
 TEXT_FILE = re.compile(r"rfc(\d+)\.txt(\.gz)?")
 
@@ -147,24 +165,85 @@ def read(path: Path) -> bytes:
         raise Unfit("file that cannot be read") from error
 
 
-def pairs(files: dict[int, Path], drops: Counter[str]) -> list[Pair]:
-    """The pairs in the files; those that give none are counted by the reason."""
-    found = []
+def documents(files: dict[int, Path], drops: Counter[str]) -> Iterator[Rfc]:
+    """The RFCs in the files; those that give no pair are counted by the reason."""
     for number, path in progress(files.items(), "parsing", len(files)):
         try:
-            rfc = parse(number, read(path))
+            yield parse(number, read(path))
         except Unfit as reason:
             drops[str(reason)] += 1
-            continue
-        found.append(Pair(f"rfc{number}", one_line(rfc.body), one_line(rfc.abstract), keys(rfc)))
-    return found
+
+
+def document_id(rfc: Rfc) -> str:
+    """The id of a document in the corpus."""
+    return f"rfc{rfc.number}"
+
+
+def abstract_pair(rfc: Rfc) -> Pair:
+    """The body with the abstract."""
+    return Pair(document_id(rfc), one_line(rfc.body), one_line(rfc.abstract), keys(rfc))
 
 
 def keys(rfc: Rfc) -> tuple[str, ...]:
     """What RFCs that must stay together share: one obsoletes the other, or they have one title."""
     linked = [f"rfc {number}" for number in (rfc.number, *rfc.obsoletes)]
-    name = folded(rfc.title)
-    return (*linked, f"title {name}") if len(name.split()) > 2 else tuple(linked)
+    words = folded(rfc.title)
+    return (*linked, f"title {words}") if len(words.split()) > 2 else tuple(linked)
+
+
+# ----------------------------------------------------------------------------------- outlines
+
+
+def outlines(
+    splits: Mapping[str, Iterable[Pair]], rfcs: Iterable[Rfc], drops: Counter[str]
+) -> dict[str, list[Outline]]:
+    """The outlines of the documents in each split; those that have none are counted."""
+    known = {document_id(rfc): rfc for rfc in rfcs}
+    found: dict[str, list[Outline]] = {}
+    for split, pairs in splits.items():
+        found[split] = []
+        for pair in pairs:
+            try:
+                found[split].append(outline(pair.id, known[pair.id]))
+            except Unfit as reason:
+                drops[str(reason)] += 1
+    return found
+
+
+def outline_splits(
+    found: Mapping[str, list[Outline]], args: argparse.Namespace
+) -> dict[str, Iterable[Pair]]:
+    """Whole documents by split, and the windows and spans that were asked for."""
+    splits: dict[str, Iterable[Pair]] = {
+        split: [document.pair() for document in own] for split, own in found.items()
+    }
+
+    def parts(split: str, cut: Any, size: int) -> Iterator[Pair]:
+        for document in found[split]:
+            yield from cut(document, size, args.seed)
+
+    for split in found:
+        for size in args.windows:
+            splits[f"{split}-{size}"] = parts(split, windows, size)
+        if args.denoise:
+            splits[f"{split}-denoised"] = parts(split, denoised, args.denoise)
+    return splits
+
+
+def heading_figures(found: Mapping[str, list[Outline]], spm: Path) -> dict[str, Any]:
+    """For each split how many headings there are, and how many stand how far from the start."""
+    figures = {}
+    for split, own in found.items():
+        places = []
+        for document, line in zip(own, read_lines(spm / f"{split}.src")):
+            places += piece_places(document, line.split(" "))
+        far = {f"beyond {n} pieces": sum(p >= n for p in places) / len(places) for n in FAR}
+        figures[split] = {
+            "documents": len(own),
+            "headings": len(places),
+            **{key: round(share, 4) for key, share in far.items()},
+        }
+    return figures
 
 
 # ------------------------------------------------------------------------------- command line
@@ -180,7 +259,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="read rfcNNNN.txt or rfcNNNN.txt.gz in DIR, and fetch nothing")  # fmt: skip
     add("--cache", type=Path, default=default_cache(), metavar="DIR",
         help="keep what was fetched here (default %(default)s)")  # fmt: skip
-    return parser.parse_args(argv)
+    add("--target", choices=("abstract", "outline"), default="abstract",
+        help="what is written of a document (default %(default)s)")  # fmt: skip
+    add("--windows", type=positive, nargs="+", default=[], metavar="WORDS",
+        help="with --target outline: windows of these sizes too")  # fmt: skip
+    add("--denoise", type=positive, nargs="?", const=DENOISED_SPANS, metavar="N",
+        help="with --target outline: damaged spans too, N a document (%(const)s)")  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.target == "abstract" and (args.windows or args.denoise):
+        parser.error("--windows and --denoise are made with --target outline: add it")
+    return args
 
 
 def build(args: argparse.Namespace) -> None:
@@ -189,20 +277,32 @@ def build(args: argparse.Namespace) -> None:
     if args.from_dir:
         options["from_dir"] = str(args.from_dir.resolve())
         options["files"] = fingerprint(text_files(args.from_dir).values())
+    if args.target == "outline":
+        options |= {"target": "outline", "windows": args.windows, "denoise": args.denoise}
+    found: dict[str, list[Outline]] = {}
 
-    def read_splits(report: dict[str, Any], drops: Counter[str]) -> dict[str, list[Pair]]:
+    def read_splits(report: dict[str, Any], drops: Counter[str]) -> Mapping[str, Iterable[Pair]]:
         folder = args.from_dir or fetched_texts(args.cache.resolve())
         files = text_files(folder)
         drawn = sorted(files, key=lambda number: digest(f"{args.seed} {number}"))
         drawn = sorted(drawn[: args.max_documents])
         drops["beyond --max-documents"] += len(files) - len(drawn)
         print(f"parsing {len(drawn)} files", file=sys.stderr, flush=True)
-        found = pairs({number: files[number] for number in drawn}, drops)
+        rfcs = list(documents({number: files[number] for number in drawn}, drops))
         report["packages"] = package_list(folder)
-        report["found"] = {"files": len(files), "documents": len(found)}
-        return make_splits(found, args.eval_documents, args.seed, drops)
+        report["found"] = {"files": len(files), "documents": len(rfcs)}
+        pairs = [abstract_pair(rfc) for rfc in rfcs]
+        splits = make_splits(pairs, args.eval_documents, args.seed, drops)
+        if args.target == "abstract":
+            return splits
+        found.update(outlines(splits, rfcs, drops))
+        return outline_splits(found, args)
 
-    build_corpus(args, KIND, options, read_splits)
+    def finish(report: dict[str, Any], folder: Path) -> None:
+        if found:
+            report["headings"] = heading_figures(found, folder / "spm")
+
+    build_corpus(args, KIND, options, read_splits, finish=finish)
 
 
 def package_list(folder: Path) -> list[str]:

@@ -20,13 +20,26 @@ EDGE_LINES = 3  # of a page, at its top and at its bottom: where running lines a
 
 
 class Rfc(NamedTuple):
-    """One document: its number, those it obsoletes, and its title, abstract and body on a line."""
+    """One document.
+
+    Attributes:
+        number, obsoletes: its own number, and of those that it obsoletes.
+        title, abstract: on a line each.
+        paragraphs: the body, headings among them, on a line each.
+        contents: the lines of the table of contents, as they stand.
+    """
 
     number: int
     obsoletes: list[int]
     title: str
     abstract: str
-    body: str
+    paragraphs: list[str]
+    contents: list[str]
+
+    @property
+    def body(self) -> str:
+        """The body on a line."""
+        return " ".join(self.paragraphs)
 
 
 class Unfit(ValueError):
@@ -308,4 +321,5 @@ def parse(number: int, text: bytes) -> Rfc:
         raise Unfit(f"abstract over {ABSTRACT_WORDS.stop - 1} words")
     if body_words < MIN_BODY_WORDS:
         raise Unfit(f"body under {MIN_BODY_WORDS} words")
-    return Rfc(number, obsoleted(front), title(front), abstract, " ".join(body))
+    table = lines[contents.start + 1 : contents.stop]
+    return Rfc(number, obsoleted(front), title(front), abstract, body, table)

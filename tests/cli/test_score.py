@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from fairseq_updown.cli import score
 
@@ -201,3 +202,134 @@ def test_the_bootstrap_is_that_of_all_draws_at_once() -> None:
     draws = np.random.default_rng(1).integers(31, size=(1000, 31))
     low, high = np.percentile((ours - theirs)[draws].mean(axis=1), [2.5, 97.5])
     assert (found["low"], found["high"]) == pytest.approx((low, high), abs=1e-12)
+
+
+# ------------------------------------------------------------------------------------- headings
+
+TITLES = ["1. Tea", "2. Leaves", "3. Cups", "4. Sugar"]
+OUTLINES = [" | ".join(TITLES[:count]) for count in (4, 3)]
+DOCUMENTS = [" ".join(f"{title} {'word ' * 600}" for title in TITLES[:count]) for count in (4, 3)]
+FOUND = ["2. Tea | 1. Nothing", "1. Tea | 2. leaves | 3. Word"]
+
+
+@pytest.fixture
+def outlines(tmp_path: Path) -> dict[str, str]:
+    return {
+        "--hypotheses": write(tmp_path / "found", FOUND),
+        "--references": write(tmp_path / "outlines", OUTLINES),
+        "--sources": write(tmp_path / "documents", DOCUMENTS),
+    }
+
+
+def log_of(texts: list[str]) -> list[str]:
+    return [f"H-{number}\t-0.5\t{pieces(texts[number])}" for number in (1, 0)]
+
+
+def test_headings_are_counted_for_all_systems_by_where_they_stand(
+    scores: ModuleType, tmp_path: Path, outlines: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [
+        f"all={write(tmp_path / 'all', OUTLINES)}",
+        f"log={write(tmp_path / 'log', log_of(FOUND))}",
+    ]
+    others = [part for option in more for part in ("--other", option)]
+    picture = tmp_path / "recall.png"
+    result = run(scores, tmp_path, outlines, "--headings", *others, "--picture", str(picture))
+    headings = result["headings"]
+    assert headings["scores"]["model"] == headings["scores"]["log"]
+    ours = headings["scores"]["model"]
+    assert (ours["references"], ours["hypotheses"], ours["found"]) == (7, 5, 3)
+    assert ours["F1"] == pytest.approx(50)
+    assert headings["scores"]["all"]["F1"] == 100
+    assert result["scores"]["all"]["ROUGE-L"] == 100
+    assert result["ROUGE-L over lead"]["lead"].startswith("source")
+    by_quarter = headings["places"]["quarter of the document"]
+    recalls = {name: own["recall"] for name, own in by_quarter["model"].items()}
+    expected = {"first quarter": 100, "second": 50, "third": 0, "last": 0}
+    assert recalls == {**expected, "not in the document": 0}
+    by_words = headings["places"]["words before the heading"]["model"]
+    assert {name: own["references"] for name, own in by_words.items()} == {
+        "under 512": 2,
+        "from 512": 2,
+        "from 1,024": 3,
+        "not in the document": 0,
+    }
+    shown = capsys.readouterr().out
+    row = next(line for line in shown.splitlines() if line.startswith("from 1,024"))
+    assert row.split() == ["from", "1,024", "3", "0.00", "0.00", "100.00", "100.00", "0.00", "0.00"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_sources_headings_have_no_places(
+    scores: ModuleType, tmp_path: Path, outlines: dict[str, str]
+) -> None:
+    del outlines["--sources"]
+    assert list(run(scores, tmp_path, outlines, "--headings")["headings"]) == ["scores"]
+
+
+def test_places_are_in_pieces_of_the_model(
+    scores: ModuleType, tmp_path: Path, outlines: dict[str, str]
+) -> None:
+    path = tmp_path / "spm.model"
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(OUTLINES * 9),
+            model_writer=file,
+            vocab_size=24,
+            minloglevel=2,
+        )
+    found = run(scores, tmp_path, outlines, "--headings", "--sentencepiece-model", str(path))
+    by_pieces = found["headings"]["places"]["pieces before the heading"]["model"]
+    assert by_pieces["under 512"]["references"] == 2
+    assert "from 512" not in by_pieces  # "word" is several pieces
+    assert sum(own["references"] for own in by_pieces.values()) == 7
+    outlines["--sentencepiece-model"] = outlines["--references"]
+    with pytest.raises(SystemExit, match="is none: give the spm"):
+        run(scores, tmp_path, outlines, "--headings")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--picture", "new.png"], "--picture is of headings: add --headings"),
+        (["--sentencepiece-model", "spm"], "--sentencepiece-model is of headings: add"),
+        (["--headings", "--picture", "documents"], "would replace --sources"),
+        (["--headings", "--picture", "found"], "would replace --hypotheses"),
+        (["--other", "theirs"], "--other theirs: give NAME=FILE"),
+        (["--other", "model=found"], "with another name for each"),
+        (["--other", "a=found", "--other", "a=found"], "with another name for each"),
+        (["--other", "a=short"], "has no sample 1: give all of the same subset"),
+        (["--other", "a=found", "--json", "found"], "would replace"),
+        (["--json", "new", "--picture", "new", "--headings"], "are both .*new: give different"),
+    ],
+)
+def test_what_headings_need_is_named(
+    scores: ModuleType,
+    tmp_path: Path,
+    outlines: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "short", FOUND[:1])
+    flat = [part for option in outlines.items() for part in option]
+    with pytest.raises(SystemExit, match=message):
+        scores.main([*flat, *options])
+    assert not (tmp_path / "new.png").exists()
+    assert (tmp_path / "found").read_text() == "".join(f"{text}\n" for text in FOUND)
+
+
+def test_headings_without_outlines_or_sources_are_refused(
+    scores: ModuleType, tmp_path: Path, outlines: dict[str, str]
+) -> None:
+    sources, hypotheses = outlines.pop("--sources"), outlines.pop("--hypotheses")
+    with pytest.raises(SystemExit, match="shows places in sources: give --sources FILE"):
+        run(
+            scores,
+            tmp_path,
+            {**outlines, "--hypotheses": hypotheses},
+            *("--headings", "--picture", str(tmp_path / "new.png")),
+        )
+    with pytest.raises(SystemExit, match="no outlines to score: give --generated"):
+        run(scores, tmp_path, {**outlines, "--sources": sources}, "--headings")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import gzip
 import io
+import itertools
 import json
 import os
 import random
@@ -151,6 +153,89 @@ def test_seed_sizes_and_processes(archive: Path, tmp_path: Path) -> None:
     build(tmp_path / "few", "--from-dir", archive, "--max-documents", 40, "--eval-documents", 2)
     assert {len(ids) for ids in split_ids(tmp_path / "few").values()} == {36, 2}
     assert report(tmp_path / "few")["dropped"] == {"beyond --max-documents": 20}
+
+
+# ------------------------------------------------------------------------------------ outlines
+
+
+@pytest.fixture
+def outlined(tmp_path: Path) -> Path:
+    """40 RFCs of seven sections, of which every fifth has no table of contents."""
+    folder = tmp_path / "outlined"
+    folder.mkdir()
+    for number in range(1, 41):
+        rng = random.Random(number)
+        titles = [f"{i}.  {words(rng, 2).title()}" for i in range(2, 8)]
+        parts = "".join(f"\n{title}\n\n   {words(rng, 60)}\n" for title in titles)
+        text = made_up(number, words(rng, 60) + "\n" + parts)
+        contents = "".join(f"   {title}\n" for title in ("1.  Introduction", *titles))
+        if number % 5:
+            text = text.replace("\n1.  Intro", f"\nTable of Contents\n\n{contents}\n1.  Intro", 1)
+        (folder / f"rfc{number}.txt").write_text(text)
+    return folder
+
+
+CURRICULUM = ("--target", "outline", "--windows", "50", "100", "--denoise", "3")
+
+
+def test_outlines_stand_in_the_split_of_the_abstracts(outlined: Path, tmp_path: Path) -> None:
+    assert build(tmp_path / "abstracts", "--from-dir", outlined) == 0
+    assert build(tmp_path / "out", "--from-dir", outlined, *CURRICULUM) == 0
+    abstracts, ids = split_ids(tmp_path / "abstracts"), split_ids(tmp_path / "out")
+    for split in SPLITS:
+        assert ids[split] == [name for name in abstracts[split] if int(name[3:]) % 5]
+        raw = tmp_path / "out" / "raw"
+        for source, target in zip(lines(raw / f"{split}.src"), lines(raw / f"{split}.tgt")):
+            headings = target.split(" | ")
+            assert [text.split()[0] for text in headings] == [f"{i}." for i in range(1, 8)]
+            assert all(source.count(text) == 1 for text in headings)
+        for part in ("50", "100", "denoised"):
+            found = [name.partition(":")[0] for name in lines(raw / f"{split}-{part}.ids")]
+            assert set(found) == set(ids[split])
+            assert report(tmp_path / "out")["splits"][f"{split}-{part}"]["pairs"] == len(found)
+    assert report(tmp_path / "out")["dropped"] == {"no table of contents": 8}
+
+
+def test_the_report_says_how_far_from_the_start_the_headings_stand(
+    outlined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "FAR", (1, 400, 100_000))
+    build(tmp_path / "out", "--from-dir", outlined, "--target", "outline")
+    for split in SPLITS:
+        figures = report(tmp_path / "out")["headings"][split]
+        encoded = lines(tmp_path / "out" / "spm" / f"{split}.src")
+        targets = lines(tmp_path / "out" / "raw" / f"{split}.tgt")
+        far = 0
+        for source, target in zip(encoded, targets):
+            for heading in target.split(" | "):
+                text = source.replace(" ", "").replace("\u2581", " ")
+                before = text[: text.index(f" {heading}")]
+                count = len(before.replace(" ", "\u2581"))
+                pieces = list(itertools.accumulate(len(piece) for piece in source.split(" ")))
+                far += bisect.bisect_right(pieces, count) >= 400
+        count = len(targets)
+        assert figures == {
+            "documents": count,
+            "headings": 7 * count,
+            "beyond 1 pieces": round(6 / 7, 4),
+            "beyond 400 pieces": round(far / (7 * count), 4),
+            "beyond 100000 pieces": 0,
+        }
+        assert 0 < far < 7 * count
+
+
+def test_the_same_seed_gives_the_same_curriculum(outlined: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        build(tmp_path / name, "--from-dir", outlined, *CURRICULUM)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_windows_of_abstracts_are_refused(
+    outlined: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in (("--windows", 50), ("--denoise",)):
+        assert build(tmp_path / "out", "--from-dir", outlined, *option) == 2
+        assert "are made with --target outline: add it" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------ fetching

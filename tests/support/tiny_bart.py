@@ -1,4 +1,4 @@
-"""A tiny random BART that fairseq's own code, in the form that BART is published in."""
+"""A tiny random BART that fairseq's own code makes, in the form of the published files."""
 
 from argparse import Namespace
 from collections import OrderedDict

@@ -12,6 +12,7 @@ from commands import PLUGIN, run
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE
 from tiny_gpt2 import WORDS, make_data, make_files
 
+from fairseq_updown.cli import highlight
 from fairseq_updown.data.bpe import ForgivingGPT2, build_bpe
 from fairseq_updown.errors import UserError
 from fairseq_updown.inference.pieces import Pieces
@@ -210,3 +211,16 @@ def test_a_flag_goes_before_the_checkpoints(checkpoint: Path, tmp_path: Path) ->
     assert isinstance(loaded.pieces.bpe, ForgivingGPT2)
     other = Summarizer.load(path, device="cpu", bpe="characters")
     assert other.encode("a cat").pieces == ["a", "\u2581", "c", "a", "t"]
+
+
+def test_the_page_shows_text_and_not_the_start(checkpoint: Path) -> None:
+    path = checkpoint / "checkpoint_last.pt"
+    summarizer = Summarizer.load(path, device="cpu", min_len=2, max_len_b=18)
+    text = "the cat sat  on the na\u00efve mat"
+    document = summarizer.encode(text)
+    page, _ = highlight.highlight(summarizer, text, "title")
+    assert len(page.shares) == len(page.slots) == len(document.tokens) == len(page.spans) + 1
+    assert [text[slice(*span)] for span in page.spans[:3]] == ["th", "e", "cat"]
+    (summary,) = summarizer.generate([document])
+    said = "".join(" " * word.space + word.text for word in page.words)
+    assert said.split() == summary.text.split() != []

@@ -4,6 +4,7 @@ import json
 import re
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List
 
 import pytest
@@ -95,6 +96,19 @@ def test_alignments_of_sources_without_it_are_refused(data: Path) -> None:
         make_task(data, prepend_bos=True, load_alignments=True)
 
 
+def test_the_decoder_is_made_to_begin_with_it_unless_a_prefix_is_given(data: Path) -> None:
+    def begun(task: SummarizationTask, *prefix: torch.Tensor) -> Any:
+        return task.inference_step(generator, [], sample, *prefix)
+
+    generator = SimpleNamespace(generate=lambda models, sample, prefix_tokens, **_: prefix_tokens)
+    sample = {"net_input": {"src_tokens": torch.tensor([[0, 5, 2], [0, 2, 1]])}}
+    task = make_task(data, prepend_bos=True)
+    assert begun(task).tolist() == [[0], [0]]
+    given = torch.tensor([[0, 7], [0, 8]])
+    assert begun(task, given) is given
+    assert begun(make_task(data)) is None
+
+
 def printed(kind: str, out: str) -> Dict[int, str]:
     rows = re.findall(rf"^{kind}-(\d+)\t(?:-?[\d.]+\t)?(.*)$", out, re.MULTILINE)
     return {int(number): text for number, text in rows}
@@ -122,7 +136,6 @@ def test_generation_interaction_and_the_summarizer_write_the_same(
     for number, summary in enumerate(summaries):
         assert generated[number].strip() == spoken[number].strip() == summary.text
     assert summarizer.max_source_tokens == LIMIT - 1
-    # Each was made to begin with <s>, which without it they would not.
     (best,) = summarizer._search([summarizer.encode("the cat")])
     assert best["tokens"][0] == summarizer.task.target_dictionary.bos()
     references = (data / "test.tgt").read_text().splitlines()

@@ -48,7 +48,7 @@ def adapt_stored(state_dict: Dict[str, Tensor], model: Any) -> Dict[str, Tensor]
     """
     options = stored_options(state_dict)
     check_meaning(options, model.cfg)
-    adapted = split_projections(drop_heads(state_dict))
+    adapted = drop_heads(state_dict)
     if is_bart(options):
         fit_vocabularies(adapted, options, model)
     return adapted
@@ -112,22 +112,6 @@ def drop_heads(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
             ", ".join(sorted(heads)),
         )
     return {key: value for key, value in state_dict.items() if not key.startswith(_HEADS)}
-
-
-def split_projections(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """With three projections where an old attention has one, `in_proj`, of all three stacked.
-
-    fairseq's own attention does this too, but not every mixer of the encoder is one.
-    """
-    split: Dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        site, found, kind = key.rpartition("in_proj_")
-        if found and kind in ("weight", "bias"):
-            parts = zip("qkv", value.chunk(3))
-            split.update((f"{site}{name}_proj.{kind}", part) for name, part in parts)
-        else:
-            split[key] = value
-    return split
 
 
 # ----------------------------------------------------------------------------------- vocabulary

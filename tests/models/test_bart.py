@@ -101,6 +101,21 @@ def test_without_slots_and_pools_each_block_is_what_bart_makes_of_it_alone(
         torch.testing.assert_close(found, torch.cat(blocks), **EXACT)
 
 
+def test_slots_begin_as_light_as_a_token_and_stay_what_they_were_trained_to(
+    work: Path, tmp_path: Path
+) -> None:
+    file = save_published(tmp_path / "bart.pt", make_bart(words_of(work)))
+    longer = ["--max-source-positions", 60, "--updown-block-size", 8, "--updown-slots", 2]
+    finetune(work, tmp_path / "out", file, *longer, "--lr", 0.1)
+    stored = torch.load(tmp_path / "out" / "checkpoint_last.pt")["model"]
+    found = load(tmp_path / "out").state_dict()
+    for layer in (0, 1):
+        key = f"encoder.layers.{layer}.self_attn.count_bias.score_slope"
+        assert found[key].equal(stored[key].double())
+        assert (found[key] != -2).any()
+        assert ((found[key] + 2).abs() < 0.5).all()
+
+
 def test_a_bart_that_means_something_else_is_refused(work: Path, tmp_path: Path) -> None:
     options = dict(encoder_attention_heads=2, activation_fn="relu", no_scale_embedding=False)
     bart = make_bart(words_of(work), layernorm_embedding=False, **options)

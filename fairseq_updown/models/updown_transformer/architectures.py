@@ -42,8 +42,9 @@ _ARXIV: Dict[str, Any] = {
 }
 
 # A block, of the encoder and of the decoder, is all that BART was trained on. The slots of other
-# blocks are few, so that a query's own block has most of its attention, as it had in training.
-# Pooling halves what has passed most of the layers, of sources longer than four blocks only.
+# blocks are few and, at the start, light (see `start_near_blocks` in `pretrained.py`), so that a
+# query's own block has most of its attention, as it had in training. Pooling halves what has passed
+# two thirds of the layers, of sources longer than four blocks only.
 _BART: Dict[str, Any] = {
     "updown_block_size": 1024,
     "updown_slots": 8,
@@ -89,12 +90,12 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     f"{MODEL_NAME}_bart_base": {
         **_BART,
         "stock": partial(_bart, bart_base_architecture),
-        "updown_pool_layers": "5",
+        "updown_pool_layers": "4",
     },
     f"{MODEL_NAME}_bart_large": {
         **_BART,
         "stock": partial(_bart, bart_large_architecture),
-        "updown_pool_layers": "10",
+        "updown_pool_layers": "8",
     },
 }
 

@@ -6,8 +6,10 @@ same parameters compute, the layout of old files, and BART's vocabulary.
 
 import logging
 import math
+import re
 from typing import Any, Dict, List
 
+import torch
 from torch import Tensor
 
 from ...checkpoints import stored_options
@@ -31,6 +33,8 @@ _MEANING: Dict[str, Any] = {
 _STACKS = ("encoder", "decoder")
 _HEADS = "classification_heads."
 _MASK = "<mask>"
+_SLOT_WEIGHT = re.compile(r"encoder\.layers\.\d+\.self_attn\.count_bias\.score_slope")
+_ONE_TOKEN = -2.0  # log c (1 + a tanh s) is about 0 at s = 0.5, where scores begin
 # bart.base has 937 rows more than the dictionary that comes with bart.large; a dictionary that
 # differs by more is another one.
 _MOST_ROWS_FITTED = 0.02
@@ -51,7 +55,21 @@ def adapt_stored(state_dict: Dict[str, Tensor], model: Any) -> Dict[str, Tensor]
     adapted = drop_heads(state_dict)
     if is_bart(options):
         fit_vocabularies(adapted, options, model)
+        if model.cfg.updown_mixer == "updown":
+            start_near_blocks(adapted, model.state_dict())
     return adapted
+
+
+def start_near_blocks(state_dict: Dict[str, Tensor], initial: Dict[str, Tensor]) -> None:
+    """Lets the encoder's slots weigh about as one token each, in place, where the checkpoint does
+    not say what they weigh.
+
+    BART never saw more than a block. Were each slot as heavy as its tokens, other blocks would take
+    most of a query's attention from the first update on; so their weight is learned from below.
+    """
+    for key, value in initial.items():
+        if _SLOT_WEIGHT.fullmatch(key) and key not in state_dict:
+            state_dict[key] = torch.full_like(value, _ONE_TOKEN)
 
 
 # -------------------------------------------------------------------------------------- options

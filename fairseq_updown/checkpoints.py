@@ -11,12 +11,15 @@ import re
 import shutil
 import zipfile
 from argparse import Namespace
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
+from fairseq.logging import meters
+from omegaconf import DictConfig, OmegaConf
 
 from .errors import UserError
 
@@ -33,7 +36,15 @@ def _safe_classes() -> List[Any]:
         for package in ("core", "_core")
     ]
     dtypes = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u4", "u8", "?")}
-    return [Namespace, np.ndarray, np.dtype, *dtypes, *renamed]
+    return [Namespace, np.ndarray, np.dtype, *dtypes, *renamed, *_meters()]
+
+
+def _meters() -> List[Any]:
+    """What fairseq kept in `extra_state` before it had hydra, as in the published BART: the meters
+    themselves, under the module's name of then. They hold numbers, and have no method that loading
+    calls."""
+    kinds: List[Any] = [meters.AverageMeter, meters.TimeMeter, meters.StopwatchMeter]
+    return [*kinds, *((kind, f"fairseq.meters.{kind.__name__}") for kind in kinds)]
 
 
 torch.serialization.add_safe_globals(_safe_classes())
@@ -114,9 +125,10 @@ _load_checkpoint_to_cpu = checkpoint_utils.load_checkpoint_to_cpu
 @functools.wraps(_load_checkpoint_to_cpu)
 def _load_safely(path: str, *args: Any, **kwargs: Any) -> Any:
     """As fairseq's, but a refusal of torch's safe loader is told without its advice to do without
-    the safety."""
+    the safety; and the parameters know the options that they were trained with, see
+    :func:`stored_options`."""
     try:
-        return _load_checkpoint_to_cpu(path, *args, **kwargs)
+        return _attach_options(_load_checkpoint_to_cpu(path, *args, **kwargs))
     except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever a file of another kind makes the loader stumble over
@@ -133,3 +145,50 @@ def _load_safely(path: str, *args: Any, **kwargs: Any) -> Any:
 
 
 checkpoint_utils.load_checkpoint_to_cpu = _load_safely
+
+
+# ------------------------------------------------------------------- options beside parameters
+
+
+def stored_options(state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """The options that the parameters of a checkpoint were trained with, by their flat names, and
+    `task`; none where they are not known."""
+    return getattr(state_dict, "options", {})
+
+
+def _attach_options(state: Dict[str, Any]) -> Dict[str, Any]:
+    """fairseq hands a model the parameters alone; what they mean depends on options besides."""
+    if isinstance(state.get("model"), dict):
+        # this very class, for torch's safe loader, by which fairseq sends it to other processes,
+        # takes attributes of no other
+        weights: Any = OrderedDict(state["model"])
+        weights.options = _plain_options(state)
+        state["model"] = weights
+    return state
+
+
+def _plain_options(state: Dict[str, Any]) -> Dict[str, Any]:
+    args, cfg = state.get("args"), state.get("cfg")
+    if isinstance(args, Namespace):  # before fairseq had hydra: all options in one
+        return _flat(vars(args))
+    if cfg is None or "model" not in cfg or cfg["model"] is None:
+        return {}
+    task = cfg["task"] if "task" in cfg and cfg["task"] is not None else {}
+    return {**_flat(_as_dict(cfg["model"])), "task": _as_dict(task).get("_name")}
+
+
+def _as_dict(options: Any) -> Dict[str, Any]:
+    if isinstance(options, DictConfig):
+        return dict(OmegaConf.to_container(options, enum_to_str=True))  # type: ignore[arg-type]
+    return vars(options) if isinstance(options, Namespace) else dict(options)
+
+
+def _flat(options: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
+    """`{"encoder": {"layers": 6}}` as `{"encoder_layers": 6}`; plain values only."""
+    flat: Dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}_"))
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            flat[f"{prefix}{name}"] = value
+    return flat

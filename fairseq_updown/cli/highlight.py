@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import sentencepiece
 import torch
 from torch import Tensor
 
@@ -168,43 +167,6 @@ def summary_attention(model: Any, encoder_out: dict[str, Any], tokens: Tensor, e
 # ---------------------------------------------------------------------------------------- text
 
 
-def align(
-    model: sentencepiece.SentencePieceProcessor, text: str, pieces: Sequence[str]
-) -> list[tuple[int, int]]:
-    """Where in the text each piece stands: its `(begin, end)`, rising, without overlap.
-
-    The pieces are those that :meth:`Summarizer.encode` makes of the text, or the first of them.
-    """
-    begins: list[int] = []  # in the text, of each character of the words joined by single spaces
-    ends: list[int] = []
-    cursor = 0
-    for word in text.split():
-        start = text.index(word, cursor)
-        if begins:
-            begins.append(cursor)
-            ends.append(start)
-        cursor = start + len(word)
-        begins.extend(range(start, cursor))
-        ends.extend(range(start + 1, cursor + 1))
-    begins.append(cursor)
-    try:
-        found: Any = model.encode(" ".join(text.split()), return_type="offset_mapping")
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"sentencepiece {sentencepiece.__version__} does not tell where in a text its pieces "
-            "stand: install 0.2.3 or newer"
-        ) from error
-    if found["pieces"][: len(pieces)] != list(pieces):
-        raise RuntimeError("sentencepiece cut the same text into other pieces")
-    spans = []
-    end = 0
-    for first, after in found["offsets"][: len(pieces)]:
-        begin = max(end, begins[first])
-        end = max(begin, ends[after - 1]) if after > first else begin
-        spans.append((begin, end))
-    return spans
-
-
 def group_pieces(pieces: Sequence[str]) -> list[tuple[int, int]]:
     """The words that pieces form: first piece, and the one after the last."""
     before = [SPACE, *pieces]
@@ -224,7 +186,8 @@ def summary_words(model: Summarizer, summary: Summary, attention: Tensor) -> lis
         attention: `(tgt_len, src_len)`, see :func:`summary_attention`.
     """
     dictionary = model.task.target_dictionary
-    pieces = [dictionary[number] for number in summary.tokens[:-1].tolist()]
+    symbols = [dictionary[number] for number in summary.tokens[:-1].tolist()]
+    pieces = model.pieces.spelled(symbols)
     words = []
     for start, end in group_pieces(pieces):
         own = attention[start:end].mean(dim=0).double().cpu().numpy()
@@ -302,23 +265,25 @@ def highlight(
         )
     if not model.says_something(document):
         raise UserError(f"{title} has no text that the checkpoint's dictionary knows: give another")
-    encoder_out, stages = trace(model.model, document.tokens.to(model.device))
+    row = model.source_row(document)
+    encoder_out, stages = trace(model.model, row.to(model.device))
     (summary,) = model.generate([document])
-    tokens = summary.tokens.to(model.device)
+    tokens = model.target_row(summary).to(model.device)
     eos = model.task.target_dictionary.eos()
     attention = summary_attention(model.model, encoder_out, tokens, eos)
     memory = stages[-1]
+    first = len(row) - len(document.tokens)  # a <s> is no text, in the document or the summary
     page = Page(
         title=title,
         text=text,
-        spans=align(model.sentencepiece, text, document.pieces),
-        shares=memory.weight.double().cpu().numpy(),
-        slots=memory.slot.cpu().numpy(),
+        spans=model.pieces.spans(text, len(document.pieces)),
+        shares=memory.weight[first:].double().cpu().numpy(),
+        slots=memory.slot[first:].cpu().numpy(),
         memory=memory.length,
         block=model.model.encoder.cfg.updown_block_size,
-        words=summary_words(model, summary, attention),
+        words=summary_words(model, summary, attention[first:, first:]),
         facts=facts(model, document, stages, summary),
-        notes=notes(model, stages, len(document.tokens), len(whole.tokens)),
+        notes=notes(model, stages, len(row), len(model.source_row(whole))),
     )
     return page, stages
 

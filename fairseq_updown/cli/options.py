@@ -37,6 +37,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         f"what the text was encoded with (default: {SENTENCEPIECE_MODEL} in the data directory)"
     )
     add(model, "--sentencepiece-model", pieces, type=Path, metavar="FILE")
+    add(model, "--bpe", "or another of fairseq's --bpe (default: the training's)", metavar="NAME")
+    files = '{"gpt2_encoder_json": "FILE", "gpt2_vocab_bpe": "FILE"}'
+    add(model, "--bpe-args", f"its options there, such as '{files}'", metavar="JSON")
     device = "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
     add(model, "--device", device, metavar="NAME")
     add(model, "--fp16", "compute in half precision", action="store_true")

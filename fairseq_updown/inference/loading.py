@@ -149,12 +149,13 @@ def _build_model(task: Any, state: dict[str, Any], path: Path) -> Any:
     return model
 
 
-def load_models(checkpoint: str | Path, data: str | Path | None) -> tuple[Any, list[Any]]:
-    """The task of the first checkpoint, and the models of all."""
+def load_models(checkpoint: str | Path, data: str | Path | None) -> tuple[Any, list[Any], Any]:
+    """The task of the first checkpoint, the models of all, and the first's options of `--bpe`."""
     paths = _split_checkpoints(checkpoint)
     states = [_read_checkpoint(path, data) for path in paths]
     task = _setup_task(states[0], paths[0], data)
-    return task, [_build_model(task, *found) for found in zip(states, paths)]
+    bpe = states[0]["cfg"].get("bpe")
+    return task, [_build_model(task, *found) for found in zip(states, paths)], bpe
 
 
 def load_sentencepiece(path: str | Path | None, task: Any) -> sentencepiece.SentencePieceProcessor:

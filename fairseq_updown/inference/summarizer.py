@@ -1,4 +1,4 @@
-"""A trained checkpoint with its dictionary and sentencepiece model: text in, summaries out."""
+"""A trained checkpoint with its dictionary and BPE: text in, summaries out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import logging
 import math
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import sentencepiece
 import torch
 from fairseq import utils
 from fairseq.data import data_utils
@@ -23,9 +22,9 @@ from .loading import (
     check_search,
     first_line,
     load_models,
-    load_sentencepiece,
     usable_device,
 )
+from .pieces import Pieces, load_pieces
 from .windows import SPACE, window_ends
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ class Document(NamedTuple):
 
     Attributes:
         text: as given, or as its pieces spell it for a part of a document.
-        pieces: sentencepiece pieces, without end of sentence.
+        pieces: as they are spelled, with SPACE before a word; without end of sentence.
         tokens: `(len(pieces) + 1,)` long, the pieces' numbers and end of sentence.
     """
 
@@ -75,7 +74,7 @@ def join(summaries: Sequence[Summary]) -> Summary:
 
 
 class Summarizer:
-    """A trained checkpoint with its dictionary and sentencepiece model, loaded once.
+    """A trained checkpoint with its dictionary and BPE, loaded once.
 
     Example::
 
@@ -94,8 +93,8 @@ class Summarizer:
         task: the fairseq task of the (first) checkpoint, with its dictionaries.
         models: the ensemble, in eval mode on `device`; `model` is its first.
         generator: fairseq's beam search over them.
-        sentencepiece: the model that cuts text into pieces.
-        max_source_tokens: what the models take, end of sentence included.
+        pieces: what cuts text into pieces.
+        max_source_tokens: what the models take of a document, end of sentence included.
         max_tokens: most source tokens, padding included, of a batch of several documents.
     """
 
@@ -104,16 +103,17 @@ class Summarizer:
         task: Any,
         models: Sequence[Any],
         generator: Any,
-        sentencepiece_model: sentencepiece.SentencePieceProcessor,
+        pieces: Pieces,
         max_tokens: int,
     ):
         self.task = task
         self.models = list(models)
         self.generator = generator
-        self.sentencepiece = sentencepiece_model
+        self.pieces = pieces
         self.max_tokens = max_tokens
         positions = [task.max_positions(), *(model.max_positions() for model in self.models)]
-        self.max_source_tokens: int = utils.resolve_max_positions(*positions)[0]
+        self.prepended = int(getattr(task.cfg, "prepend_bos", False))  # tokens before each text
+        self.max_source_tokens: int = utils.resolve_max_positions(*positions)[0] - self.prepended
 
     @property
     def model(self) -> Any:
@@ -130,6 +130,8 @@ class Summarizer:
         data: str | Path | None = None,
         sentencepiece_model: str | Path | None = None,
         *,
+        bpe: str | None = None,
+        bpe_args: Mapping[str, Any] | str | None = None,
         device: str | None = None,
         fp16: bool = False,
         max_tokens: int = 8192,
@@ -146,7 +148,10 @@ class Summarizer:
         Args:
             checkpoint: of a translation or summarization task; `a.pt:b.pt` generate together.
             data: directory with the dictionaries; default: the one that the checkpoint names.
-            sentencepiece_model: default: `spm.model` in the data directory.
+            sentencepiece_model: goes before the checkpoint's BPE; if that has none either, the
+                default is `spm.model` in the data directory.
+            bpe, bpe_args: as fairseq's `--bpe` names it, such as `gpt2`, and the options that it
+                has there, also as JSON; default: those of the training.
             device: as torch names it, such as `cpu` or `cuda:1`; default: a GPU if there is one.
             fp16: compute in half precision.
             max_tokens: most source tokens, padding included, of a batch of several documents.
@@ -161,8 +166,8 @@ class Summarizer:
         search.no_repeat_ngram_size = no_repeat_ngram_size
         check_search(search, max_tokens)
         target = usable_device(device)
-        task, models = load_models(checkpoint, data)
-        pieces = load_sentencepiece(sentencepiece_model, task)
+        task, models, stored_bpe = load_models(checkpoint, data)
+        pieces = load_pieces(task, stored_bpe, bpe, bpe_args, sentencepiece_model)
         for model in models:
             model.make_generation_fast_(need_attn=False)
             (model.half() if fp16 else model).to(target)
@@ -195,12 +200,12 @@ class Summarizer:
 
     def encode(self, text: str) -> Document:
         """Cuts a text into pieces; line breaks and other runs of white space count as one space."""
-        pieces = self.sentencepiece.encode(" ".join(text.split()), out_type=str)
-        return Document(text, pieces, self._tokens(pieces))
+        symbols = self.pieces.encode(text)
+        return Document(text, self.pieces.spelled(symbols), self._tokens(symbols))
 
-    def _tokens(self, pieces: Sequence[str]) -> Tensor:
+    def _tokens(self, symbols: Sequence[str]) -> Tensor:
         dictionary = self.task.source_dictionary
-        numbers = [dictionary.index(piece) for piece in pieces]
+        numbers = [dictionary.index(symbol) for symbol in symbols]
         # an unknown piece can spell "</s>" or "<pad>", which must not end or thin out the source
         special = {dictionary.bos(), dictionary.pad(), dictionary.eos()}
         numbers = [dictionary.unk() if number in special else number for number in numbers]
@@ -220,8 +225,18 @@ class Summarizer:
         dictionary = self.task.target_dictionary
         hidden = {dictionary.bos(), dictionary.pad(), dictionary.eos()}
         numbers = torch.as_tensor(tokens).tolist()
-        pieces = [dictionary[number] for number in numbers if number not in hidden]
-        return "".join(pieces).replace(SPACE, " ").strip()
+        return self.pieces.decode([dictionary[x] for x in numbers if x not in hidden])
+
+    def source_row(self, document: Document) -> Tensor:
+        """What the encoder gets, `(tokens,)` long: as in training, `<s>` first if it was there."""
+        return self._begin(document.tokens, self.task.source_dictionary)
+
+    def target_row(self, summary: Summary) -> Tensor:
+        """What the decoder wrote, `(length,)` long, after `<s>` if it was made to begin with it."""
+        return self._begin(summary.tokens, self.task.target_dictionary)
+
+    def _begin(self, tokens: Tensor, dictionary: Any) -> Tensor:
+        return torch.cat([tokens.new_tensor([dictionary.bos()] * self.prepended), tokens])
 
     # --------------------------------------------------------------------------------- parts
 
@@ -333,7 +348,7 @@ class Summarizer:
         return [
             Summary(
                 self.decode(best["tokens"]),
-                best["tokens"].cpu(),
+                best["tokens"][self.prepended :].cpu(),
                 float(best["score"]) / math.log(2),
                 seconds * len(document.tokens) / total,
             )
@@ -343,7 +358,7 @@ class Summarizer:
     @torch.no_grad()
     def _search(self, documents: Sequence[Document]) -> list[dict[str, Tensor]]:
         """The best hypothesis of each document of a batch."""
-        rows = [document.tokens for document in documents]
+        rows = [self.source_row(document) for document in documents]
         pad = self.task.source_dictionary.pad()
         src_tokens = data_utils.collate_tokens(rows, pad, left_pad=True)  # as fairseq batches
         lengths = torch.tensor([len(row) for row in rows])

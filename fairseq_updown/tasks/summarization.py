@@ -9,13 +9,14 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 import torch
 from fairseq import utils
-from fairseq.data import LanguagePairDataset, data_utils, encoders
+from fairseq.data import LanguagePairDataset, PrependTokenDataset, data_utils, encoders
 from fairseq.data.encoders import TOKENIZER_REGISTRY
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
+from ..data.bpe import bpe_of_program, build_bpe
 from ..data.summarization_dataset import (
     SummarizationDataset,
     TruncatedDataset,
@@ -43,6 +44,10 @@ class SummarizationConfig(TranslationConfig):
     truncate_target: bool = field(
         default=False,
         metadata={"help": "cut longer targets for the loss; without it they are an error"},
+    )
+    prepend_bos: bool = field(
+        default=False,
+        metadata={"help": "begin sources and targets with <s>, as BART did in pretraining"},
     )
     eval_rouge: bool = field(
         default=False,
@@ -101,6 +106,11 @@ class SummarizationTask(TranslationTask):
         """
         if not from_checkpoint:  # earlier versions took more, and heeded less
             _check_validation(cfg)
+            if cfg.prepend_bos and cfg.load_alignments:
+                raise ValueError(
+                    "--load-alignments: the alignments count tokens without the <s> of "
+                    "--prepend-bos; leave one of them out"
+                )
         return super().setup_task(cfg, **kwargs)
 
     # ---------------------------------------------------------------------------------- limits
@@ -121,6 +131,9 @@ class SummarizationTask(TranslationTask):
             )
             with open_dict(cfg):
                 cfg.max_source_positions = asked
+        if from_checkpoint and _was_trained_with_bos(cfg) and not self.cfg.prepend_bos:
+            logger.info("--prepend-bos, for the checkpoint was trained with it")
+            self.cfg.prepend_bos = True
         model = super().build_model(cfg, from_checkpoint)
         self._model_positions.append(model.max_positions())
         if self.cfg.eval_rouge:
@@ -128,6 +141,7 @@ class SummarizationTask(TranslationTask):
             self.rouge_detokenizer = encoders.build_tokenizer(
                 Namespace(tokenizer=self.cfg.eval_rouge_detok, **detok_args)
             )
+            self.rouge_bpe = build_bpe(bpe_of_program(self.cfg))
             options = _parse_json_object(self.cfg, "eval_rouge_args")
             longest = model.max_decoder_positions() - 1
             shortest = options.get("min_len", 1)
@@ -173,9 +187,16 @@ class SummarizationTask(TranslationTask):
         )
         limits = self.max_positions()
         src = self._cut(f"{split} sources", whole.src, limits[0], cfg.truncate_source)
-        tgt = whole.tgt
+        tgt, references = whole.tgt, None
         if tgt is not None:
             tgt = self._cut(f"{split} targets", tgt, limits[1], cfg.truncate_target)
+            references = whole.tgt if tgt is not whole.tgt else None
+        if cfg.prepend_bos:
+            src = PrependTokenDataset(src, self.src_dict.bos())
+            tgt, references = (
+                None if dataset is None else PrependTokenDataset(dataset, self.tgt_dict.bos())
+                for dataset in (tgt, references)
+            )
         self.datasets[split] = SummarizationDataset(
             src,
             src.sizes,
@@ -183,7 +204,7 @@ class SummarizationTask(TranslationTask):
             tgt,
             tgt.sizes if tgt is not None else None,
             self.tgt_dict,
-            references=whole.tgt if tgt is not whole.tgt else None,
+            references=references,
             left_pad_source=cfg.left_pad_source,
             left_pad_target=cfg.left_pad_target,
             align_dataset=whole.align_dataset,
@@ -195,13 +216,17 @@ class SummarizationTask(TranslationTask):
     def build_dataset_for_inference(
         self, src_tokens: List[torch.Tensor], src_lengths: Any, constraints: Any = None
     ) -> LanguagePairDataset:
-        """As the parent's, for `fairseq-interactive`; sources are cut if the user asked for it."""
-        limit = self.max_positions()[0]
+        """As the parent's, for `fairseq-interactive`; sources are cut if the user asked for it, and
+        begin as those of the training."""
+        limit = self.max_positions()[0] - int(self.cfg.prepend_bos)
         if self.cfg.truncate_source:
             lengths = [len(tokens) for tokens in src_tokens]
             _log_count("input", TruncationCount.of(lengths, limit), limit)
             src_tokens = [truncate(tokens, limit) for tokens in src_tokens]
-            src_lengths = [len(tokens) for tokens in src_tokens]
+        if self.cfg.prepend_bos:
+            bos = torch.tensor([self.src_dict.bos()])
+            src_tokens = [torch.cat([bos.to(tokens), tokens]) for tokens in src_tokens]
+        src_lengths = [len(tokens) for tokens in src_tokens]
         return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
 
     def filter_indices_by_size(
@@ -262,14 +287,20 @@ class SummarizationTask(TranslationTask):
         return super().get_batch_iterator(dataset, *args, **kwargs)
 
     def _cut(self, label: str, dataset: Any, limit: int, asked: bool) -> Any:
-        """Truncates and logs the count; a data set in which nothing is over stays as it is."""
+        """Truncates, with room for what is prepended, and logs the count; a data set in which
+        nothing is over stays as it is."""
         if not asked:
             return dataset
+        limit -= int(self.cfg.prepend_bos)
         count = TruncationCount.of(dataset.sizes, limit)
         _log_count(label, count, limit)
         return TruncatedDataset(dataset, limit) if count.cut else dataset
 
     # ----------------------------------------------------------------------------------- ROUGE
+
+    def build_bpe(self, args: Any) -> Any:
+        """As the parent's, but GPT-2's bears symbols that are no pieces of it."""
+        return build_bpe(args)
 
     def build_generator(self, models: List[Any], args: Any, *more: Any, **kwargs: Any) -> Any:
         """As the parent's, with what it fails on put right.
@@ -290,7 +321,11 @@ class SummarizationTask(TranslationTask):
         prefix_tokens: Optional[torch.Tensor] = None,
         constraints: Optional[torch.Tensor] = None,
     ) -> List[List[Dict[str, Any]]]:
-        """Generates; from then on the sample's target is the whole reference, as scores need it."""
+        """Generates, after `</s> <s>` where training had it so; from then on the sample's target is
+        the whole reference, as scores need it."""
+        if self.cfg.prepend_bos and prefix_tokens is None:  # a prefix of the target has it
+            rows = sample["net_input"]["src_tokens"]
+            prefix_tokens = rows.new_full((len(rows), 1), self.tgt_dict.bos())
         found = super().inference_step(generator, models, sample, prefix_tokens, constraints)
         if sample.get("reference") is not None:
             sample["target"] = data_utils.collate_tokens(sample["reference"], self.tgt_dict.pad())
@@ -332,9 +367,11 @@ class SummarizationTask(TranslationTask):
         """Detokenized text of `(length,)` tokens, as `fairseq-generate` prints it."""
         text = self.tgt_dict.string(
             utils.strip_pad(tokens.int().cpu(), self.tgt_dict.pad()),
-            self.cfg.eval_rouge_remove_bpe,
+            None if self.rouge_bpe is not None else self.cfg.eval_rouge_remove_bpe,
             escape_unk=reference,
         )
+        if self.rouge_bpe is not None:
+            text = self.rouge_bpe.decode(text)
         return self.rouge_detokenizer.decode(text)
 
 
@@ -374,6 +411,13 @@ def _parse_json_object(cfg: SummarizationConfig, name: str) -> Dict[str, Any]:
         flag = "--" + name.replace("_", "-")
         raise ValueError(f"{flag} {text!r} is no JSON object; write it like '{{\"beam\": 4}}'")
     return value
+
+
+def _was_trained_with_bos(model_cfg: Any) -> bool:
+    """Whether the checkpoint that a model's options are from says so, in those of its task."""
+    parent = model_cfg._get_parent() if isinstance(model_cfg, DictConfig) else None
+    task = parent.get("task") if isinstance(parent, DictConfig) else None
+    return bool(task is not None and getattr(task, "prepend_bos", False))
 
 
 def _log_count(label: str, count: TruncationCount, limit: int) -> None:

@@ -183,7 +183,7 @@ def summarizer(checkpoint: Path) -> Summarizer:
 )
 def test_every_piece_is_found_in_the_text(summarizer: Summarizer, text: str) -> None:
     pieces = summarizer.encode(text).pieces
-    spans = highlight.align(summarizer.sentencepiece, text, pieces)
+    spans = summarizer.pieces.spans(text, len(pieces))
     assert len(spans) == len(pieces)
     borders = list(itertools.chain(*spans))
     assert borders == sorted(borders)
@@ -193,9 +193,9 @@ def test_every_piece_is_found_in_the_text(summarizer: Summarizer, text: str) -> 
 def test_pieces_stand_where_they_are_spelt(summarizer: Summarizer) -> None:
     text = "  the sea\n\n\tis caf\u00e9 \u5b57 "
     pieces = summarizer.encode(text).pieces
-    spans = highlight.align(summarizer.sentencepiece, text, pieces)
+    spans = summarizer.pieces.spans(text, len(pieces))
     assert ["".join(text[a:b].split()) for a, b in spans] == [p.strip("\u2581") for p in pieces]
-    assert highlight.align(summarizer.sentencepiece, text, pieces[:3]) == spans[:3]
+    assert summarizer.pieces.spans(text, 3) == spans[:3]
 
 
 def test_words_are_groups_of_pieces() -> None:
@@ -287,7 +287,7 @@ def test_escaped_text_is_recovered_whatever_it_holds(text: str) -> None:
 
 def test_hostile_text_appears_only_escaped(summarizer: Summarizer) -> None:
     pieces = summarizer.encode(HOSTILE).pieces
-    spans = highlight.align(summarizer.sentencepiece, HOSTILE, pieces)
+    spans = summarizer.pieces.spans(HOSTILE, len(pieces))
     page = render(make_page(HOSTILE, spans, HOSTILE.split(), "</title><script>x\u202e\x00"))
     reader = Reader(page)
     assert reader.text("doc") == HOSTILE

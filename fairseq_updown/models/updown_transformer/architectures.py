@@ -5,9 +5,10 @@ To add one, add an entry to `ARCHITECTURES`.
 
 from argparse import Namespace
 from functools import partial
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model_architecture
+from fairseq.models.bart.model import bart_base_architecture, bart_large_architecture
 from fairseq.models.transformer import (
     base_architecture,
     tiny_architecture,
@@ -40,6 +41,25 @@ _ARXIV: Dict[str, Any] = {
     "updown_slots": 8,
 }
 
+# A block, of the encoder and of the decoder, is all that BART was trained on. The slots of other
+# blocks are few and, at the start, light (see `start_near_blocks` in `pretrained.py`), so that a
+# query's own block has most of its attention, as it had in training. Pooling halves what has passed
+# two thirds of the layers, of sources longer than four blocks only.
+_BART: Dict[str, Any] = {
+    "updown_block_size": 1024,
+    "updown_slots": 8,
+    "updown_pool_rate": 2.0,
+    "updown_memory_size": 4096,
+    "updown_decoder_block_size": 1024,
+}
+
+
+def _bart(architecture: Callable[[Any], None], args: Any) -> None:
+    """All of fairseq's BART, and what its architectures leave to the model."""
+    architecture(args)
+    base_architecture(args)
+
+
 ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     MODEL_NAME: {},
     f"{MODEL_NAME}_tiny": {
@@ -67,6 +87,16 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     },
     f"{MODEL_NAME}_blockwise": {"updown_slots": 0},
     f"{MODEL_NAME}_pyramidion": _PYRAMIDION,
+    f"{MODEL_NAME}_bart_base": {
+        **_BART,
+        "stock": partial(_bart, bart_base_architecture),
+        "updown_pool_layers": "4",
+    },
+    f"{MODEL_NAME}_bart_large": {
+        **_BART,
+        "stock": partial(_bart, bart_large_architecture),
+        "updown_pool_layers": "8",
+    },
 }
 
 

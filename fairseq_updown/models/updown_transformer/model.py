@@ -24,6 +24,7 @@ from .decoder import UpdownTransformerDecoder
 from .encoder import UpdownTransformerEncoder
 from .migration import RETIRED, migrate
 from .options import UpdownTransformerConfig, UpdownTransformerFlags, validate
+from .pretrained import adapt_stored
 from .pruning import Kept, prune_options, prune_state
 from .stock_weights import fit_stock_weights
 
@@ -90,8 +91,10 @@ class UpdownTransformerModel(TransformerModelBase):
         is not told the options, by which it would leave them out once more.
 
         Raises:
-            ValueError: the checkpoint has neither the layers of this model nor of the larger one.
+            ValueError: the checkpoint has neither the layers of this model nor of the larger one;
+                or its parameters mean something else, see :func:`adapt_stored`.
         """
+        state_dict = adapt_stored(state_dict, self)
         pruned = prune_state(state_dict, self.kept)
         if len(pruned) < len(state_dict):
             logger.warning(

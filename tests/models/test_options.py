@@ -112,10 +112,10 @@ def test_every_flag_reaches_the_built_model(load: Any) -> None:
 @pytest.mark.parametrize("arch", [name for name in ARCHITECTURES if "big" not in name])
 def test_architectures_mean_the_same_everywhere_and_yield_to_flags(arch: str, load: Any) -> None:
     layers = 12 if "bart" in arch else 4  # those that it pools after are there
-    small = {"encoder_layers": layers, "encoder_ffn_embed_dim": 32, "encoder_embed_dim": 16}
+    small = {"encoder_layers": layers, "encoder_ffn_embed_dim": 32, "encoder_embed_dim": 48}
     model = load(arch, {**small, "updown_decoder_slots": 3})
     assert model.cfg.updown_decoder_slots == 3
-    assert model.cfg.encoder.embed_dim == 16
+    assert model.cfg.encoder.embed_dim == 48
     for name, value in ARCHITECTURES[arch].items():
         if name.startswith("updown") and name != "updown_decoder_slots":
             assert getattr(model.cfg, name) == value

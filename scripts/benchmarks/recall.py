@@ -6,7 +6,8 @@ questions at random places anywhere: "A: which value is in part i?" and "B: ... 
 target lists the two values. The question and its answer mostly stand in different blocks, and the
 decoder has a single layer, so somebody in the encoder has to carry the question to the values.
 
-mixers.py also asks for key-value pairs scattered over long sources, at growing distance.
+--scattered LENGTHS asks, as mixers.py does, for key-value pairs scattered over longer sources, and
+compares pooling operators at eight tokens to a slot.
 """
 
 from __future__ import annotations
@@ -37,6 +38,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "blockwise": {"updown_slots": 0},
     "slots": {},
     "slots and pool": {"updown_pool_layers": "1", "updown_memory_size": 16},
+}
+# Eight tokens to a slot, or to a token of the pyramid: three rounds of the tournament.
+_NARROW = {"updown_block_size": 16, "updown_slots": 2}
+_POOL_8 = {"updown_pool_layers": "1", "updown_pool_rate": 8.0, "updown_memory_size": 8}
+POOLING_VARIANTS: dict[str, dict[str, Any]] = {
+    f"{operator}, {what}": {**_NARROW, **more, "updown_pooling": operator}
+    for operator in ("tournament", "seeded")
+    for what, more in (
+        ("slots", {}),
+        ("slots, not re-weighted", {"updown_no_reweight": True}),
+        ("slots and pool", _POOL_8),
+    )
 }
 
 
@@ -188,15 +201,24 @@ def accuracy(model: Any, task: Task, seed: int, device: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser("recall.py", __doc__)
     add = parser.add_argument
-    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    add("--scattered", nargs="+", type=positive, metavar="LENGTH", help="scattered pairs instead")
+    names = f"default: {', '.join(VARIANTS)}; with --scattered {'; '.join(POOLING_VARIANTS)}"
+    known = [*VARIANTS, *POOLING_VARIANTS]
+    add("--variants", nargs="+", choices=known, metavar="NAME", help=names)
     add("--updates", type=positive, default=1000, metavar="N")
+    add("--report", type=positive, default=200, metavar="N", help="accuracy after so many updates")
     add("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    variants = args.variants or list(POOLING_VARIANTS if args.scattered else VARIANTS)
+    tasks = scattered_tasks(args.scattered) if args.scattered else [PLAIN]
     logging.disable(logging.INFO)
     torch.set_num_threads(1)  # the model is too small for more
     print(f"accuracy after updates, torch {torch.__version__}, seed {args.seed}")
-    for variant in args.variants:
-        print(f"{variant}: {json.dumps(train(variant, args.updates, args.seed))}", flush=True)
+    for variant in variants:
+        options = {**VARIANTS, **POOLING_VARIANTS}[variant]
+        curve = learn(options, args.updates, args.seed, args.report, tasks, label=variant)
+        found = {update: list(by_length.values()) for update, by_length in curve.items()}
+        print(f"{variant}: {json.dumps(found)}", flush=True)
     return 0
 
 

@@ -1,12 +1,14 @@
 """`--updown-copy` beside the invariants, which run with it too: see CONFIGURATIONS."""
 
 import logging
+import re
 from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import PLUGIN, run, train_arguments
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
@@ -307,3 +309,36 @@ def test_only_with_it_words_are_quoted_that_no_training_target_had():
     assert seen_without > 0.3
     assert unseen > 0.3
     assert unseen_without < 0.05
+
+
+# fairseq's commands
+
+
+def test_training_goes_on_from_a_checkpoint_without_it_and_generates(work, trained, tmp_path):
+    old = trained / "checkpoint_last.pt"
+    printed = run(
+        "fairseq-train",
+        *train_arguments(work, tmp_path, "--updown-copy", "--finetune-from-model", old),
+        *("--max-update", 4, "--disable-validation", "--no-epoch-checkpoints"),
+    )
+    assert re.search(r"2 compression parameters are not in .*decoder\.copy_gate\.bias", printed)
+    new = tmp_path / "checkpoint_last.pt"
+    search = ("--beam", 3, "--prefix-size", 1, "--print-alignment", "hard", "--cpu")
+    search = (*search, "--user-dir", PLUGIN, "--required-batch-size-multiple", 1)
+    for path in (new, f"{new}:{old}"):
+        printed = run("fairseq-generate", work / "bin", "--path", path, *search)
+        assert printed.count("\nH-") == printed.count("\nA-") == 13
+
+
+def test_separate_dictionaries_are_refused_before_training(work, tmp_path):
+    (tmp_path / "bin").mkdir()
+    for file in (work / "bin").iterdir():
+        (tmp_path / "bin" / file.name).write_bytes(file.read_bytes())
+    words = (work / "bin" / "dict.tgt.txt").read_text().splitlines()
+    (tmp_path / "bin" / "dict.tgt.txt").write_text("\n".join(reversed(words)) + "\n")
+    arguments = train_arguments(tmp_path, tmp_path / "save", "--updown-copy")
+    arguments.remove("--share-all-embeddings")
+    printed = run("fairseq-train", *arguments, check=False)
+    assert "ValueError: --updown-copy: the dictionaries, of" in printed
+    assert "--joined-dictionary" in printed
+    assert "begin training" not in printed

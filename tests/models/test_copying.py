@@ -132,7 +132,7 @@ def test_a_checkpoint_without_it_keeps_its_predictions_nearly(kind, caplog):
     old, model = build(kind, seed=3), build(seed=4, perturb=False, updown_copy=True)
     with caplog.at_level(logging.WARNING):
         model.load_state_dict(old.state_dict())
-    assert "compression parameters are not in the checkpoint" in caplog.text
+    assert "parameters are not in the checkpoint and keep" in caplog.text
     with torch.no_grad():
         out = model(SOURCE, None, TARGET)
         before, after = out[0].softmax(dim=2), model.get_normalized_probs(out, False)
@@ -147,9 +147,10 @@ def test_a_checkpoint_with_it_is_refused_without_the_flag():
 
 
 def test_a_step_without_any_layer_copies_nothing_and_has_all_gradients():
-    model = build(updown_copy=True, decoder_layerdrop=1.0).train()
-    assert list(model.decoder.layers) == []
+    model = build(updown_copy=True, decoder_layerdrop=0.99).train()
+    torch.manual_seed(0)
     out = model(SOURCE, None, TARGET)
+    assert len(out[1]["inner_states"]) == 1
     assert "copied" not in out[1]
     model.get_normalized_probs(out, True).sum().backward()
     assert all(p.grad is not None for p in model.decoder.copy_gate.parameters())
@@ -321,7 +322,7 @@ def test_training_goes_on_from_a_checkpoint_without_it_and_generates(work, train
         *train_arguments(work, tmp_path, "--updown-copy", "--finetune-from-model", old),
         *("--max-update", 4, "--disable-validation", "--no-epoch-checkpoints"),
     )
-    assert re.search(r"2 compression parameters are not in .*decoder\.copy_gate\.bias", printed)
+    assert re.search(r"2 parameters are not in .*decoder\.copy_gate\.bias", printed)
     new = tmp_path / "checkpoint_last.pt"
     search = ("--beam", 3, "--prefix-size", 1, "--print-alignment", "hard", "--cpu")
     search = (*search, "--user-dir", PLUGIN, "--required-batch-size-multiple", 1)

@@ -36,6 +36,18 @@ class MemoryKeys(NamedTuple):
     bias: Optional[Tensor]
 
 
+class CrossRead(NamedTuple):
+    """What a layer read in the memory, and where.
+
+    Attributes:
+        context: `(rows, tgt_len, embed_dim)`, the attention's output.
+        weights: `(num_heads, rows, tgt_len, memory_len)`, before any dropout, at least float32.
+    """
+
+    context: Tensor
+    weights: Tensor
+
+
 class CrossAttention(UpdownAttention):
     """softmax(q K^T + log c (1 + a tanh s)) V over the memory, c and s its counts and scores.
 

@@ -8,6 +8,8 @@ Each token is shaded by its share of its slot of the decoder's memory, through a
 the shares of a slot sum to 1, those of the whole document to the number of slots. Pointing at a
 word of the summary shows the passages that the decoder attended to while it wrote that word: its
 cross-attention, averaged over layers and heads, spread over the tokens that the slots are made of.
+Where the model copies (--updown-copy), the word also tells how much of its probability was copied,
+and from where.
 page.html#word=3 opens with the third word chosen, #token=57 with that token's slot.
 
 A chart beside the page has the mean share per token over the document, a panel for each stage:
@@ -116,7 +118,7 @@ def trace(model: Any, tokens: Tensor) -> tuple[dict[str, Any], list[Stage]]:
     with poolings(model.encoder) as found:
         encoder_out = model.encoder(rows, src_lengths=lengths)
     slot = torch.arange(len(tokens), device=tokens.device)
-    weight = torch.ones_like(slot, dtype=torch.float)
+    weight = torch.ones_like(slot, dtype=encoder_out["source_weight"][0].dtype)
     stages = []
     for name, pooled in found:
         weight = weight * pooled.weights[0].to(weight)[slot]
@@ -164,6 +166,31 @@ def summary_attention(model: Any, encoder_out: dict[str, Any], tokens: Tensor, e
     return total
 
 
+@torch.no_grad()
+def summary_copies(
+    model: Any, encoder_out: dict[str, Any], source: Tensor, tokens: Tensor, eos: int
+) -> Tensor | None:
+    """How probable it is that a summary token was copied from each source token.
+
+    Args:
+        source: `(src_len,)` long. tokens: `(tgt_len,)` long, both with end of sentence.
+
+    Returns:
+        `(tgt_len, src_len)`; a row sums to the part of the token's probability that was copied.
+        None if the model cannot copy.
+    """
+    decoder = model.decoder
+    if decoder.copy_gate is None:
+        return None
+    inputs = torch.cat((tokens.new_tensor([eos]), tokens[:-1])).unsqueeze(0)
+    out = decoder(inputs, encoder_out, alignment_layer=len(decoder.layers) - 1)
+    log_odds = out[1]["copy_log_odds"][0][0]
+    probability = model.get_normalized_probs(out, log_probs=False)[0].gather(1, tokens.unsqueeze(1))
+    is_same = source == tokens.unsqueeze(1)
+    attention = out[1]["attn"][0][0].to(probability) * is_same
+    return (-log_odds).sigmoid().unsqueeze(1) * attention / probability
+
+
 # ---------------------------------------------------------------------------------------- text
 
 
@@ -179,11 +206,14 @@ def group_pieces(pieces: Sequence[str]) -> list[tuple[int, int]]:
     return groups
 
 
-def summary_words(model: Summarizer, summary: Summary, attention: Tensor) -> list[Word]:
-    """The words of a summary, each with the mean attention of its pieces.
+def summary_words(
+    model: Summarizer, summary: Summary, attention: Tensor, copies: Tensor | None = None
+) -> list[Word]:
+    """The words of a summary, each with the mean attention, and copies, of its pieces.
 
     Args:
         attention: `(tgt_len, src_len)`, see :func:`summary_attention`.
+        copies: `(tgt_len, src_len)` or None, see :func:`summary_copies`.
     """
     dictionary = model.task.target_dictionary
     symbols = [dictionary[number] for number in summary.tokens[:-1].tolist()]
@@ -194,7 +224,11 @@ def summary_words(model: Summarizer, summary: Summary, attention: Tensor) -> lis
         strongest = np.sort(np.argsort(-own, kind="stable")[:STRONGEST])
         text = model.decode(summary.tokens[start:end]) or "\u2423"  # a mere space
         space = pieces[start].startswith(SPACE)
-        words.append(Word(text, space, passages(own), strongest, own[strongest]))
+        word = Word(text, space, passages(own), strongest, own[strongest])
+        if copies is not None:
+            quoted = copies[start:end].mean(dim=0).double().cpu().numpy()
+            word = word._replace(copied=min(1.0, float(quoted.sum())), quoted=passages(quoted))
+        words.append(word)
     return words
 
 
@@ -271,8 +305,10 @@ def highlight(
     tokens = model.target_row(summary).to(model.device)
     eos = model.task.target_dictionary.eos()
     attention = summary_attention(model.model, encoder_out, tokens, eos)
+    copies = summary_copies(model.model, encoder_out, row.to(model.device), tokens, eos)
     memory = stages[-1]
     first = len(row) - len(document.tokens)  # a <s> is no text, in the document or the summary
+    copies = None if copies is None else copies[first:, first:]
     page = Page(
         title=title,
         text=text,
@@ -281,7 +317,7 @@ def highlight(
         slots=memory.slot[first:].cpu().numpy(),
         memory=memory.length,
         block=model.model.encoder.cfg.updown_block_size,
-        words=summary_words(model, summary, attention[first:, first:]),
+        words=summary_words(model, summary, attention[first:, first:], copies),
         facts=facts(model, document, stages, summary),
         notes=notes(model, stages, len(row), len(model.source_row(whole))),
     )

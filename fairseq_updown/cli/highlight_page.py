@@ -46,6 +46,9 @@ class Word(NamedTuple):
         passages: its strongest passages, best first: first and last token, and their attention.
         positions: `(entries,)`, its strongest source tokens, rising.
         weights: `(entries,)`, their attention; that of all source tokens sums to 1.
+        copied: how much of its probability was copied; None if the model cannot.
+        quoted: the strongest passages it was copied from, as `passages`; they sum to `copied`, if
+            those are all.
     """
 
     text: str
@@ -53,6 +56,8 @@ class Word(NamedTuple):
     passages: list[tuple[int, int, float]]
     positions: NDArray[np.int64]
     weights: NDArray[np.float64]
+    copied: float | None = None
+    quoted: list[tuple[int, int, float]] = []
 
 
 class Page(NamedTuple):
@@ -213,12 +218,16 @@ def data_json(page: Page) -> Markup:
             "starts": pack(np.cumsum([0, *(len(word.positions) for word in words)]), "<i4"),
             "positions": pack(np.concatenate([[], *(word.positions for word in words)]), "<i4"),
             "weights": pack(np.concatenate([[], *(word.weights for word in words)]), "<f4"),
-            "words": [
-                [[first, last, round(mass, 5)] for first, last, mass in word.passages]
-                for word in words
-            ],
+            "words": [rounded(word.passages) for word in words],
+            "copied": [None if word.copied is None else round(word.copied, 5) for word in words],
+            "quoted": [rounded(word.quoted) for word in words],
         }
     )
+
+
+def rounded(found: list[tuple[int, int, float]]) -> list[list[float]]:
+    """Passages with as many digits as the page shows."""
+    return [[first, last, round(mass, 5)] for first, last, mass in found]
 
 
 def page_style(page: Page) -> str:

@@ -6,6 +6,7 @@ from ..attention.encoder import SlotAttention
 from .block_attention import attend_beside_slots
 from .dropout import QuickDropout
 from .feed_forward import use_relu_in_place
+from .log_mixture import log_mixture_once
 from .packed_linear import use_packed_weights
 
 
@@ -27,5 +28,6 @@ def accelerate(model: Any) -> Any:
             module.attend_to_blocks = attend_beside_slots
         if hasattr(module, "feed_forward"):
             use_relu_in_place(module)
+    model.decoder.log_mixture = log_mixture_once
     use_packed_weights(model.decoder)
     return model

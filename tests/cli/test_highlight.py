@@ -127,6 +127,38 @@ def test_attention_is_the_mean_of_layers_and_heads_and_sums_to_1(name: str) -> N
     torch.testing.assert_close(attention.sum(dim=1), torch.ones(11), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["copy", "copy topk, cross slots"])
+def test_copies_are_the_copied_part_of_the_probability_of_a_word(name: str) -> None:
+    model, source = build(**CONFIGURATIONS[name]), sentence_tokens(43)
+    summary = torch.cat((source[[7, 3, 30, 3]], torch.tensor([EOS])))
+    encoder_out, _ = highlight.trace(model, source)
+    copies = highlight.summary_copies(model, encoder_out, source, summary, EOS)
+    assert copies is not None
+    inputs = torch.cat((torch.tensor([EOS]), summary[:-1])).unsqueeze(0)
+    with torch.no_grad():
+        out = model.decoder(inputs, encoder_out)
+        mixed = model.get_normalized_probs(out, log_probs=False)[0]
+    generated = out[1]["copy_log_odds"][0][0].sigmoid().unsqueeze(1)
+    written = (generated * out[0][0].softmax(dim=1)).gather(1, summary.unsqueeze(1))
+    expected = 1 - written / mixed.gather(1, summary.unsqueeze(1))
+    torch.testing.assert_close(copies.sum(dim=1, keepdim=True), expected, rtol=0, atol=1e-6)
+    is_same = source == summary.unsqueeze(1)
+    assert (copies[~is_same] == 0).all()
+    assert 0 < int((copies[is_same] > 0).sum()) <= int(is_same.sum())
+    assert highlight.summary_copies(build(), encoder_out, source, summary, EOS) is None
+
+
+def test_the_page_tells_what_was_copied(folder: Path, tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(folder, "copying.pt", "--updown-copy")
+    (tmp_path / "sea.txt").write_text(document(60))
+    call("--checkpoint", checkpoint, "--out", tmp_path / "page.html", tmp_path / "sea.txt")
+    data = numbers(Reader((tmp_path / "page.html").read_text(encoding="utf-8")))
+    assert len(data["copied"]) == len(data["quoted"]) == len(data["words"]) > 0
+    assert any(copied > 0 for copied in data["copied"])
+    for copied, quoted in zip(data["copied"], data["quoted"]):
+        assert 0 <= sum(mass for _, _, mass in quoted) <= copied + 1e-4 <= 1 + 1e-4
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sentencepiece model and dictionaries."""

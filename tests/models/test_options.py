@@ -33,6 +33,7 @@ OTHER: Dict[str, Any] = {
     "updown_cross_slots": 4,
     "updown_pooling": "topk",
     "updown_pooling_base": 3.5,
+    "updown_copy": True,
     "updown_autocast": "bfloat16-always",
     "updown_step_precision": "int8",
     "updown_no_gate": True,

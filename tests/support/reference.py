@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -164,13 +164,18 @@ def compress(
     return slots
 
 
-def softmax_heads(attention: Any, query: Tensor, keys: List[Tuple[Tensor, Tensor]]) -> Tensor:
-    """One query vector over (vector, bias per head) keys: the heads' outputs side by side."""
+def softmax_weights(attention: Any, query: Tensor, keys: List[Tuple[Tensor, Tensor]]) -> Tensor:
+    """What one query vector gives (vector, bias per head) keys, `(keys, num_heads)`."""
     q = heads(attention, attention.q_proj, query) * attention.scaling
     vectors, biases = (torch.stack(list(t)) for t in zip(*keys))
     logits = (q * heads(attention, attention.k_proj, vectors)).sum(-1) + biases
-    weights = logits.softmax(dim=0)
-    values = heads(attention, attention.v_proj, vectors)
+    return logits.softmax(dim=0)
+
+
+def softmax_heads(attention: Any, query: Tensor, keys: List[Tuple[Tensor, Tensor]]) -> Tensor:
+    """One query vector over (vector, bias per head) keys: the heads' outputs side by side."""
+    weights = softmax_weights(attention, query, keys)
+    values = heads(attention, attention.v_proj, torch.stack([vector for vector, _ in keys]))
     return (weights.unsqueeze(-1) * values).sum(0).flatten()
 
 
@@ -236,22 +241,36 @@ def decoder_self_attention(
     return torch.stack(out), slots
 
 
-def pool_sequence(
-    pooling: Any, name: str, x: Tensor, counts: Tensor
-) -> Tuple[Tensor, Tensor, Tensor]:
-    """The pyramid's global tournament: new tokens, counts and scores."""
+class Encoded(NamedTuple):
+    """A source and its memory; what each of its slots is made of: source position -> share."""
+
+    x: Tensor
+    counts: Tensor
+    scores: Tensor
+    made_of: List[Dict[int, Tensor]]
+    source: Tensor
+
+
+def pool_sequence(pooling: Any, name: str, encoded: Encoded) -> Encoded:
+    """The pyramid's global tournament; a sequence that is short enough stays as it is."""
+    x, counts = encoded.x, encoded.counts
+    if len(x) <= pooling.min_length:
+        return encoded
     normed = torch.nn.functional.layer_norm(x, x.shape[-1:])
     scores = pooling.scorer(normed).squeeze(-1).sigmoid()
     target = max(pooling.min_length, math.ceil(len(x) / pooling.rate))
     items = pool(name, scores, target, pooling.pooling_base)
-    tokens = []
+    tokens, made_of = [], []
     for item in items:
-        if name == "topk":
-            tokens.append(x[item.leader])
-        else:
-            tokens.append(sum(w * x[i] for i, w in item.weights.items()))
+        weights = {item.leader: x.new_ones(())} if name == "topk" else item.weights
+        tokens.append(sum(w * x[i] for i, w in weights.items()))
+        parts = [(i, w * u) for k, w in weights.items() for i, u in encoded.made_of[k].items()]
+        made_of.append(dict(parts))
     new_counts = [torch.stack([counts[i] for i in item.weights]).sum() for item in items]
-    return torch.stack(tokens), torch.stack(new_counts), torch.stack([i.score for i in items])
+    new_scores = torch.stack([item.score for item in items])
+    return Encoded(
+        torch.stack(tokens), torch.stack(new_counts), new_scores, made_of, encoded.source
+    )
 
 
 def _before(layer: Any, norm: Any, x: Tensor) -> Tensor:
@@ -269,30 +288,33 @@ def _feed_forward(layer: Any, x: Tensor) -> Tensor:
     return _after(layer, norm, x, out)
 
 
-def encode(model: Any, tokens: Tensor, name: str) -> Tuple[Tensor, Tensor, Tensor]:
+def encode(model: Any, tokens: Tensor, name: str) -> Encoded:
     """The whole encoder for one unpadded source `(length,)`."""
     encoder = model.encoder
     x = encoder.forward_embedding(tokens.unsqueeze(0))[0][0]
-    counts, scores, slots = x.new_ones(len(x)), x.new_zeros(len(x)), None
+    itself = [{i: x.new_ones(())} for i in range(len(x))]
+    encoded = Encoded(x, x.new_ones(len(x)), x.new_zeros(len(x)), itself, tokens)
+    slots = None
     for index, layer in enumerate(encoder.layers):
+        x, counts, scores, *_ = encoded
         attention, norm = layer.self_attn, layer.self_attn_layer_norm
         given = _before(layer, norm, x)
         out, slots = encoder_self_attention(attention, name, given, counts, scores, slots)
-        x = _feed_forward(layer, _after(layer, norm, x, out))
+        encoded = encoded._replace(x=_feed_forward(layer, _after(layer, norm, x, out)))
         pools = [encoder.pools[key] for key in encoder.pools if key == str(index + 1)]
         for pooling in pools:
             slots = None
-            if len(x) > pooling.min_length:
-                x, counts, scores = pool_sequence(pooling, name, x, counts)
+            encoded = pool_sequence(pooling, name, encoded)
     if encoder.layer_norm is not None:
-        x = encoder.layer_norm(x)
-    if encoder.memory_pool is not None and len(x) > encoder.memory_pool.min_length:
-        x, counts, scores = pool_sequence(encoder.memory_pool, name, x, counts)
-    return x, counts, scores
+        encoded = encoded._replace(x=encoder.layer_norm(encoded.x))
+    if encoder.memory_pool is not None:
+        encoded = pool_sequence(encoder.memory_pool, name, encoded)
+    return encoded
 
 
-def decode(model: Any, memory: Tuple[Tensor, Tensor, Tensor], target: Tensor, name: str) -> Tensor:
-    """The whole decoder for one unpadded target `(length,)`: logits."""
+def decode(model: Any, memory: Encoded, target: Tensor, name: str) -> Tensor:
+    """The whole decoder for one unpadded target `(length,)`: logits, or where it copies
+    log-probabilities."""
     decoder = model.decoder
     x, slots = decoder.embed(target.unsqueeze(0), None)[0], None
     for layer in decoder.layers:
@@ -300,12 +322,31 @@ def decode(model: Any, memory: Tuple[Tensor, Tensor, Tensor], target: Tensor, na
         out, slots = decoder_self_attention(layer.self_attn, name, _before(layer, norm, x), slots)
         x = _after(layer, norm, x, out)
         cross, norm = layer.encoder_attn, layer.encoder_attn_layer_norm
-        keys = [(v, key_bias(cross, c, s)) for v, c, s in zip(*memory)]
+        keys = [(v, key_bias(cross, c, s)) for v, c, s in zip(*memory[:3])]
         queries = _before(layer, norm, x)
-        out = torch.stack([softmax_attention(cross, query, keys) for query in queries])
-        x = _feed_forward(layer, _after(layer, norm, x, out))
+        context = torch.stack([softmax_attention(cross, query, keys) for query in queries])
+        x = _feed_forward(layer, _after(layer, norm, x, context))
     if decoder.layer_norm is not None:
         x = decoder.layer_norm(x)
-    if decoder.project_out_dim is not None:
-        x = decoder.project_out_dim(x)
-    return decoder.output_layer(x)
+    projected = x if decoder.project_out_dim is None else decoder.project_out_dim(x)
+    logits = decoder.output_layer(projected)
+    if decoder.copy_gate is None:
+        return logits
+    weights = torch.stack([softmax_weights(cross, query, keys).mean(dim=1) for query in queries])
+    gate = decoder.copy_gate
+    log_odds = (gate.weight[0] * x + gate.weight[1] * context).sum(dim=1) + gate.bias
+    return mixture(logits, log_odds.sigmoid(), weights, memory).log()
+
+
+def mixture(logits: Tensor, generated: Tensor, weights: Tensor, memory: Encoded) -> Tensor:
+    """Design, "Copying through the pyramid", literally: `(length, vocabulary)`, by g `(length,)`
+    and what the last layer gives each slot, `(length, memory_len)`."""
+    rows = []
+    for t, row in enumerate(generated.unsqueeze(1) * logits.softmax(dim=1)):
+        for j, made_of in enumerate(memory.made_of):
+            for i, share in made_of.items():
+                copied = torch.zeros_like(row)
+                copied[memory.source[i]] = (1 - generated[t]) * weights[t, j] * share
+                row = row + copied
+        rows.append(row)
+    return torch.stack(rows)

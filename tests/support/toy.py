@@ -80,6 +80,13 @@ CONFIGURATIONS = {
     "no positions": dict(no_token_positional_embeddings=True),
     "layernorm embedding": dict(layernorm_embedding=True, share_all_embeddings=True),
     "other decoder width": dict(decoder_embed_dim=8),
+    "copy": dict(updown_copy=True),
+    "copy topk, cross slots": dict(
+        updown_copy=True, updown_pooling="topk", updown_cross_slots=4, updown_pool_layers="2"
+    ),
+    "copy, other decoder width": dict(updown_copy=True, decoder_embed_dim=8),
+    "copy, plain operators": dict(updown_copy=True, plain=True),
+    "copy checkpointed": dict(updown_copy=True, checkpoint_activations=True),
     "checkpointed": dict(checkpoint_activations=True),
     "plain operators": dict(plain=True),
 }
@@ -102,7 +109,7 @@ def build(
     if perturb:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if ".compressor." in name or ".count_bias." in name or "pool" in name:
+                if any(part in name for part in ("compressor", "count_bias", "pool", "copy_gate")):
                     parameter.add_(torch.randn_like(parameter) * 0.7)
     return model
 
@@ -133,4 +140,12 @@ def draw_rows(lengths, seed):
 
 
 def logits(model, source, target):
-    return model(source, None, target)[0]
+    return predicted(model, model(source, None, target))
+
+
+def predicted(model, decoder_out):
+    """The logits in what a model or its decoder returned; of one that copies the log p, for its
+    logits are not all."""
+    if model.decoder.copy_gate is None:
+        return decoder_out[0]
+    return model.get_normalized_probs(decoder_out, log_probs=True)

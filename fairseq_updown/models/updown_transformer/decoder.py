@@ -5,7 +5,9 @@ from typing import Any, Dict, List, Optional, Tuple
 from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor, nn
 
-from ...attention.cross import Memory
+from ...attention.copying import CopyGate, SourceWords, copied_mass, log_mixture, spread
+from ...attention.cross import CrossRead, Memory
+from ...attention.functional import keep_in_graph
 from ...attention.slots import PooledBlocks
 from ...decoding.cache import DecodingState, LayerCache
 from ...ops.autocast import OFF, mixed_precision
@@ -27,6 +29,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         self.num_slots = cfg.updown_decoder_slots
         self.autocast = str(cfg.updown_autocast)
         self.step_precision = StepPrecision(str(cfg.updown_step_precision))
+        self.copy_gate = CopyGate(cfg.decoder.embed_dim) if cfg.updown_copy else None
+        self.log_mixture = log_mixture
 
     def forward(
         self,
@@ -36,12 +40,39 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         **kwargs: Any,
     ) -> Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]:
         """fairseq's, all tokens at once in the precision of `--updown-autocast`; logits
-        `(rows, tgt_len, vocabulary)` are at least float32."""
+        `(rows, tgt_len, vocabulary)` are at least float32, with `--updown-copy` without what is
+        copied: :meth:`get_normalized_probs` adds that."""
         # A step reads each weight once: casting it there would take longer than it gains.
         autocast = self.autocast if incremental_state is None else OFF
         with mixed_precision(autocast, prev_output_tokens.device):
             x, extra = super().forward(prev_output_tokens, encoder_out, incremental_state, **kwargs)
         return (x if autocast == OFF else x.float()), extra
+
+    def get_normalized_probs(
+        self,
+        net_output: Tuple[Tensor, Optional[Dict[str, List[Optional[Tensor]]]]],
+        log_probs: bool,
+        sample: Optional[Dict[str, Tensor]] = None,
+    ) -> Tensor:
+        """fairseq's, with what is copied.
+
+        Args:
+            net_output: what :meth:`forward` returned, or the logits of its last tokens only.
+
+        Raises:
+            ValueError: the logits are of other rows than what was copied.
+        """
+        logits, extra = net_output
+        if not extra or "copied" not in extra:
+            return super().get_normalized_probs(net_output, log_probs, sample)
+        parts: Any = (extra["copied"][0], extra["copy_log_odds"][0], extra["copied_words"][0])
+        if logits.size(0) != parts[0].size(0):
+            raise ValueError(
+                f"logits of {logits.size(0)} rows, but copies of {parts[0].size(0)}: --updown-copy "
+                "needs them row by row (no --softmax-batch)"
+            )
+        mixed = self.log_mixture(logits, *(part[:, -logits.size(1) :] for part in parts))
+        return mixed if log_probs else mixed.exp()
 
     def make_generation_fast_(self, **kwargs: Any) -> None:
         """fairseq's word that this model will train no more."""
@@ -73,7 +104,9 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             features `(rows, tgt_len, embed_dim)`, and a dict with `inner_states` `List[T x B x C]`
             and `attn` `[(rows, tgt_len, src_len)]`: the attention to the *source tokens*, composed
             through all poolings. It is `[None]` where nobody asked: in training, and in
-            `fairseq-generate` without `--print-alignment`.
+            `fairseq-generate` without `--print-alignment`. With `--updown-copy` also `copied`,
+            `copied_words` `[(rows, tgt_len, num_words)]` and `copy_log_odds` `[(rows, tgt_len)]`,
+            see :func:`log_mixture`.
 
         Raises:
             ValueError: `full_context_alignment`, or more tokens than `--max-target-positions`.
@@ -93,27 +126,55 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         inner_states: List[Optional[Tensor]] = [x.transpose(0, 1)]
         state: Optional[PooledBlocks] = None
         caches: List[LayerCache] = []
+        read: Optional[CrossRead] = None
         kept = {id(layer) for layer in self.layers}  # layerdrop chooses anew at each iteration
-        for index in range(self.num_layers):
+        indices = [index for index in range(self.num_layers) if id(self.layers[index]) in kept]
+        for index in indices:
             layer = self.layers[index]
-            if id(layer) not in kept:
-                continue
             asked = alignment_layer is not None or (not self.training and layer.need_attn)
             asked = asked and index == layer_asked
             step = (decoding.layers[index], decoding.history) if decoding is not None else ()
-            x, weights, state, cache = layer(x, memory, state, asked, *step)
+            copies = self.copy_gate is not None and index == indices[-1]
+            x, read, state, cache = layer(x, memory, state, asked or copies, *step)
             caches.append(cache)
             inner_states.append(x.transpose(0, 1))
-            if weights is not None and encoder_out is not None:
-                heads = weights[:alignment_heads].float().mean(dim=0).to(x)
+            if asked and read is not None and encoder_out is not None:
+                heads = read.weights[:alignment_heads].float().mean(dim=0).to(x)
                 attn = attention_to_source(heads, encoder_out)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
+        extra: Dict[str, List[Optional[Tensor]]] = {"attn": [attn], "inner_states": inner_states}
+        if self.copy_gate is not None:
+            x, copying = self.copy(x, read, encoder_out)
+            extra.update(copying)
         if self.project_out_dim is not None:
             x = self.project_out_dim(x)
         if decoding is not None:
             self.end_step(incremental_state, decoding._replace(layers=tuple(caches)))
-        return x, {"attn": [attn], "inner_states": inner_states}
+        return x, extra
+
+    def copy(
+        self, x: Tensor, read: Optional[CrossRead], encoder_out: Optional[EncoderOut]
+    ) -> Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]:
+        """What is copied, by what the last layer read; nothing where it read nothing, as where
+        layerdrop left no layer.
+
+        Args:
+            x: `(rows, tgt_len, embed_dim)`, the decoder's state.
+
+        Returns:
+            x, and `copied`, `copied_words` and `copy_log_odds`, if any.
+        """
+        assert self.copy_gate is not None
+        if read is None or encoder_out is None:
+            return keep_in_graph(x, self.copy_gate.parameters()), {}
+        to_source = attention_to_source(read.weights.mean(dim=0), encoder_out)
+        words = SourceWords(encoder_out["source_words"][0], encoder_out["source_index"][0])
+        return x, {
+            "copied": [copied_mass(to_source, words)],
+            "copied_words": [words.places(x.size(0), x.size(1))],
+            "copy_log_odds": [self.copy_gate(x, read.context)],
+        }
 
     def begin_step(
         self,
@@ -186,7 +247,4 @@ def attention_to_source(weights: Tensor, encoder_out: EncoderOut) -> Tensor:
     Returns:
         `(rows, tgt_len, src_len)`, in the source's own layout.
     """
-    slot, share = encoder_out["source_slot"][0], encoder_out["source_weight"][0]
-    beams = weights.size(0) // slot.size(0)
-    index = slot.repeat_interleave(beams, dim=0).unsqueeze(1).expand(-1, weights.size(1), -1)
-    return weights.gather(2, index) * share.repeat_interleave(beams, dim=0).unsqueeze(1).to(weights)
+    return spread(weights, encoder_out["source_slot"][0], encoder_out["source_weight"][0])

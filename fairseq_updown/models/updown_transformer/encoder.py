@@ -6,8 +6,14 @@ import torch
 from fairseq.models.transformer import TransformerEncoderBase
 from torch import Tensor, nn
 
+from ...attention.copying import SourceWords
 from ...attention.cross import Memory
-from ...attention.functional import keep_in_graph, left_align_order, lowered
+from ...attention.functional import (
+    full_precision,
+    keep_in_graph,
+    left_align_order,
+    lowered,
+)
 from ...decoding.beams import regroup_rows
 from ...decoding.cache import select_rows
 from ...mass import TokenMass
@@ -24,7 +30,7 @@ class SourceTrace(NamedTuple):
 
     Attributes:
         slot: `(bsz, src_len)` long, the position each source token went to; at pads any.
-        weight: `(bsz, src_len)`, its share of that position; 0 at pads.
+        weight: `(bsz, src_len)`, its share of that position, at least float32; 0 at pads.
     """
 
     slot: Tensor
@@ -53,6 +59,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             )
 
         self.autocast = str(cfg.updown_autocast)
+        self.copies = bool(cfg.updown_copy)
         layers = parse_pool_layers(cfg.updown_pool_layers, cfg.encoder.layers)
         self.pools = nn.ModuleDict(
             {str(layer): pool(cfg.updown_pool_rate, cfg.updown_memory_size) for layer in layers}
@@ -93,6 +100,8 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             - `memory_counts`, `memory_scores` `[(bsz, memory_len)]`: see :class:`TokenMass`; empty
               lists if nothing was pooled;
             - `source_slot`, `source_weight` `[(bsz, src_len)]`: see :class:`SourceTrace`;
+            - `source_words` `[(bsz, num_words)]`, `source_index` `[(bsz, src_len)]`: see
+              :class:`SourceWords`; empty lists without `--updown-copy`;
             - `row_sentence` `[(rows,)]` long: the sentence of each row, see :func:`regroup_rows`.
 
         Raises:
@@ -130,6 +139,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             x, lengths, mass, trace = self.pool(self.memory_pool, x, lengths, mass, trace)
         memory_mask = lengths.padding_mask(x.size(1))
         no_pads = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        words = SourceWords.of(src_tokens) if self.copies else None
         return {
             "encoder_out": [x.transpose(0, 1)],  # T x B x C
             "encoder_padding_mask": [no_pads if memory_mask is None else memory_mask],  # B x T
@@ -143,6 +153,8 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             "memory_scores": [mass.scores] if mass is not None else [],
             "source_slot": [trace.slot],
             "source_weight": [trace.weight],
+            "source_words": [words.words] if words is not None else [],
+            "source_index": [words.index] if words is not None else [],
             "row_sentence": [torch.arange(x.size(0), device=x.device)],
         }
 
@@ -175,11 +187,12 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             order = left_align_order(~is_real)
             slot = torch.empty_like(order).scatter_(1, order, slot)
         order = order[:, :longest]
-        trace = SourceTrace(slot.clamp(max=longest - 1), is_real.float())
+        one = full_precision(self.embed_tokens.weight)
+        trace = SourceTrace(slot.clamp(max=longest - 1), is_real.to(one.dtype))
         return src_tokens.gather(1, order), lengths, trace, order
 
-    @staticmethod
     def pool(
+        self,
         pooling: SequencePooling,
         x: Tensor,
         lengths: RowLengths,
@@ -190,7 +203,8 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         if not pooling.applies(x.size(1)):
             return keep_in_graph(x, pooling.parameters()), lengths, mass, trace
         pooled = pooling(x, lengths, mass)
-        share = pooled.weights.detach().to(trace.weight).gather(1, trace.slot)
+        weights = pooled.weights if self.copies else pooled.weights.detach()
+        share = weights.to(trace.weight).gather(1, trace.slot)
         slot = pooled.assignment.gather(1, trace.slot).clamp(max=pooled.x.size(1) - 1)
         return pooled.x, pooled.lengths, pooled.mass, SourceTrace(slot, trace.weight * share)
 

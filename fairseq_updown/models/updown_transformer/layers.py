@@ -12,7 +12,7 @@ from fairseq.modules.transformer_layer import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...attention.cross import CrossAttention, Memory, MemoryKeys
+from ...attention.cross import CrossAttention, CrossRead, Memory, MemoryKeys
 from ...attention.decoder import DecoderSelfAttention
 from ...attention.encoder import SlotAttention
 from ...attention.slots import BlockPooling, PooledBlocks
@@ -188,20 +188,20 @@ class UpdownDecoderLayer(_Sublayers, TransformerDecoderLayerBase):
         need_weights: bool = False,
         cache: Optional[LayerCache] = None,
         history: Optional[BeamHistory] = None,
-    ) -> Tuple[Tensor, Optional[Tensor], Optional[PooledBlocks], Optional[LayerCache]]:
+    ) -> Tuple[Tensor, Optional[CrossRead], Optional[PooledBlocks], Optional[LayerCache]]:
         """All tokens at once, or with a cache one token more.
 
         Args:
             x: `(rows, tgt_len, embed_dim)`; tgt_len is 1 with a cache.
             memory: None without an encoder.
             state: the pooled blocks of the layer before, None in an anchor layer.
-            need_weights: also return the cross-attention weights.
+            need_weights: also return what the cross-attention read.
             cache: of the tokens before this one.
             history: with a cache, what each row descends from, this token included.
 
         Returns:
-            x, the weights `(num_heads, rows, tgt_len, memory_len)` or None, the state, and the
-            cache with this token, None where there was none.
+            x, what was read or None, the state, and the cache with this token, None where there
+            was none.
         """
         norm = self.self_attn_layer_norm
         attention_input = self.before(norm, x)
@@ -213,14 +213,15 @@ class UpdownDecoderLayer(_Sublayers, TransformerDecoderLayerBase):
             keys = cache.memory or self.read(memory, often=True)
             cache = LayerCache(past, keys)
         x = self.after(norm, x, out)
-        weights = None
+        read = None
         if keys is not None:
             norm = self.encoder_attn_layer_norm
             out, weights = self.encoder_attn(self.before(norm, x), keys, need_weights)
+            read = CrossRead(out, weights) if need_weights else None
             x = self.after(norm, x, out)
         norm = self.final_layer_norm
         x = self.after(norm, x, self.feed_forward(self.before(norm, x)))
-        return x, weights, state, cache
+        return x, read, state, cache
 
     def read(self, memory: Optional[Memory], often: bool = False) -> Optional[MemoryKeys]:
         """The memory as this layer attends to it, head by head in storage too if it is read

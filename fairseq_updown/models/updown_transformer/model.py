@@ -68,6 +68,7 @@ class UpdownTransformerModel(TransformerModelBase):
                 "--left-pad-target: decoder blocks are counted from the first token of each row, "
                 "so targets must be padded on the right; leave it out"
             )
+        _check_dictionaries(args, task)
         kept = prune_options(args)
         _write_back(cfg, args)
         model = super().build_model(TransformerConfig.from_namespace(args), task)
@@ -155,6 +156,18 @@ def tile_positions(weight: Tensor, num_embeddings: int, first: int) -> Tensor:
     index = torch.arange(num_embeddings, device=weight.device)
     trained = weight.size(0) - first
     return weight[torch.where(index < first, index, (index - first) % trained + first)]
+
+
+def _check_dictionaries(args: Namespace, task: Any) -> None:
+    """Raises ValueError unless the words that the options ask to copy are words of the target."""
+    source, target = task.source_dictionary, task.target_dictionary
+    if args.updown_copy and source != target:
+        raise ValueError(
+            f"--updown-copy: the dictionaries, of {len(source):,} source words and {len(target):,} "
+            "target words, are not the same, but what is copied must be a word of the target: "
+            "prepare the data with one for both (fairseq-preprocess --joined-dictionary), or leave "
+            "--updown-copy out"
+        )
 
 
 def _write_back(cfg: Any, args: Namespace) -> None:

@@ -51,6 +51,12 @@ UPDOWN_OPTIONS: Dict[str, Tuple[Any, Any, str]] = {
         20.0,
         "the tournament's base; larger is nearer to topk",
     ),
+    "updown_copy": (
+        bool,
+        False,
+        "let the decoder copy words of the source, through all poolings; needs a dictionary that "
+        "both sides share",
+    ),
     "updown_autocast": (
         ChoiceEnum(list(AUTOCAST)),
         "off",
@@ -242,6 +248,12 @@ def validate(args: Namespace) -> None:
     for name in ("cross_self_attention", "base_layers"):
         remedy = "it does not work with compressed attention; leave it out"
         _require(args, name, not getattr(args, name, None), remedy)
+    for name, reason in (
+        ("adaptive_softmax_cutoff", "it gives rare words no logit of their own"),
+        ("no_cross_attention", "without it nothing is read that could be copied"),
+    ):
+        excluded = args.updown_copy and getattr(args, name, None)
+        _require(args, name, not excluded, f"not with --updown-copy, {reason}; leave out either")
 
 
 def _validate_stock(args: Namespace) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 _ENCODER_ATTENTION = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.(.+)$")
-_OWN_ELSEWHERE = re.compile(r"\.(compressor|count_bias|pools|memory_pool)\.")
+_OWN_ELSEWHERE = re.compile(r"\.(compressor|count_bias|pools|memory_pool|copy_gate)\.")
 # What the self-attention of a stock encoder layer has.
 _STOCK_ATTENTION = {
     f"{name}_proj.{part}" for name in ("q", "k", "v", "out") for part in ("weight", "bias")
@@ -39,7 +39,7 @@ def fit_stock_weights(
             f"the checkpoint was trained with other --updown flags: {names} does not go with this "
             f"model and its --updown-mixer {mixer}; give the flags of its training ("
             "--updown-mixer, --updown-pool-layers, --updown-cross-slots, --updown-slots, "
-            "--updown-decoder-slots, --updown-no-gate, --updown-no-reweight)"
+            "--updown-decoder-slots, --updown-copy, --updown-no-gate, --updown-no-reweight)"
         )
     if own - stored:
         logger.warning(

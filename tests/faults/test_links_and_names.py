@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, List
 
 import pytest
-from commands import status
 from stored import SMALL, make_dictionaries, parse, save_checkpoint
 
 from fairseq_updown.cli import highlight, prepare, score, summarize
@@ -51,7 +50,7 @@ def write_tsv(path: Path) -> Path:
 
 
 def run_prepare(*arguments: Any) -> int:
-    return status(prepare.main, [*map(str, arguments), *VOCABULARY])
+    return prepare.main([*map(str, arguments), *VOCABULARY])
 
 
 # ------------------------------------------------------------------------------- updown-prepare

@@ -31,7 +31,7 @@ def test_whole_model_equals_the_slow_oracle(name, src_len, tgt_len):
     options = CONFIGURATIONS[name]
     model = build(**options)
     source, target = draw_rows([src_len, tgt_len], seed=src_len)
-    pooling = options.get("updown_pooling", "tournament")
+    pooling = options.get("updown_pooling", "seeded")
     with torch.no_grad():
         memory = reference.encode(model, source, pooling)
         expected = reference.decode(model, memory, target, pooling)
@@ -45,7 +45,7 @@ def test_whole_model_equals_the_slow_oracle(name, src_len, tgt_len):
 
 @given(
     words=st.lists(st.integers(4, 7), min_size=6, max_size=40),
-    pooling=st.sampled_from(["tournament", "topk"]),
+    pooling=st.sampled_from(["seeded", "tournament", "topk"]),
     dtype=st.sampled_from([torch.float64, torch.float32]),
 )
 def test_repeated_tokens_without_positions_pool_alike_in_any_batch(words, pooling, dtype):
@@ -255,7 +255,7 @@ def test_a_row_of_pads_disturbs_nobody():
 # 6. Counts
 
 
-@given(st.integers(1, 6), st.sampled_from(["tournament", "topk", "mean"]), st.booleans())
+@given(st.integers(1, 6), st.sampled_from(["seeded", "tournament", "topk", "mean"]), st.booleans())
 def test_compressed_identical_tokens_attend_as_the_raw_tokens(slots, pooling, pyramid):
     # A gate lets a slot remember the layer before, which the raw tokens do not.
     options = dict(no_token_positional_embeddings=True, updown_pooling=pooling, updown_no_gate=True)
@@ -295,7 +295,7 @@ def test_every_parameter_has_a_gradient_in_every_step(configuration, src_len, tg
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("pooling", ["tournament", "topk"])
+@pytest.mark.parametrize("pooling", ["seeded", "tournament", "topk"])
 def test_gradient_reaches_scorer_gate_and_reweighting(pooling):
     model = build(updown_pooling=pooling, updown_pool_layers="2", updown_cross_slots=4)
     source, target = draw_rows([40, 17], seed=4)
@@ -332,7 +332,7 @@ def flops(model, src_len, tgt_len=4):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("pooling", ["tournament", "topk", "mean"])
+@pytest.mark.parametrize("pooling", ["seeded", "tournament", "topk", "mean"])
 def test_cost_is_linear_in_length_at_a_fixed_slot_budget(pooling):
     base = dict(updown_block_size=64, updown_memory_size=32, updown_pooling=pooling)
     base.update(max_source_positions=4096, updown_pool_layers="1", updown_pool_rate=1e9)

@@ -53,7 +53,7 @@ def count(name, bsz=1, **options):
     ],
 )
 def test_launches_beside_the_stock_model(name, bsz, most):
-    ours = count(name, bsz, updown_pooling="seeded").total
+    ours = count(name, bsz).total
     assert ours <= most * count("transformer", bsz).total
 
 

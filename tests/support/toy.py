@@ -59,7 +59,7 @@ CONFIGURATIONS = {
     "memory 1": dict(updown_memory_size=1),
     "cross slots": dict(updown_cross_slots=4),
     "only cross slots": dict(updown_cross_slots=3, updown_pool_layers=""),
-    "seeded": dict(updown_pooling="seeded"),
+    "tournament": dict(updown_pooling="tournament"),
     "topk": dict(updown_pooling="topk"),
     "mean": dict(updown_pooling="mean"),
     "base 3": dict(updown_pooling_base=3.0),
@@ -146,6 +146,6 @@ def logits(model, source, target):
 def predicted(model, decoder_out):
     """The logits in what a model or its decoder returned; of one that copies the log p, for its
     logits are not all."""
-    if model.decoder.copy_gate is None:
+    if getattr(model.decoder, "copy_gate", None) is None:  # fairseq's has none
         return decoder_out[0]
     return model.get_normalized_probs(decoder_out, log_probs=True)

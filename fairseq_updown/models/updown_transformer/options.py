@@ -43,7 +43,7 @@ UPDOWN_OPTIONS: Dict[str, Tuple[Any, Any, str]] = {
     "updown_cross_slots": (int, 0, "pool the memory that the decoder reads to this; 0: as it is"),
     "updown_pooling": (
         ChoiceEnum(list(POOLINGS)),
-        "tournament",
+        "seeded",
         "pooling operator",
     ),
     "updown_pooling_base": (

@@ -13,6 +13,15 @@ from fairseq_updown.mixers import MIXERS
 from fairseq_updown.models.updown_transformer.migration import migrate
 from fairseq_updown.models.updown_transformer.model import UpdownTransformerModel
 
+BETWEEN = {
+    "updown_mixer_size": None,
+    "updown_mixer_ensemble": None,
+    "updown_cross_slots": 0,
+    "updown_pooling": "tournament",
+    "updown_pooling_base": 20.0,
+    "updown_no_gate": False,
+    "updown_no_reweight": False,
+}
 OLD = {"updown_mixer": "updown", "updown_mixer_size": 0, "updown_mixer_ensemble": 0}
 
 
@@ -65,13 +74,15 @@ def stored(weights: Any, arch: str, path: Path, **options: Any) -> Any:
             dict(updown_mixer="ssa=3x2"),
         ),
         (dict(updown_mixer="blockwise"), dict(updown_slots=0)),
+        # of the day between the end of these two options and the first newer one
+        ({**BETWEEN, "updown_mixer": "updown"}, {}),
     ],
-    ids=["size", "ensemble", "blockwise"],
+    ids=["size", "ensemble", "blockwise", "between"],
 )
 def test_an_old_checkpoint_loads_and_is_the_same_model(
     arch: str, old: Dict[str, Any], new: Dict[str, Any], tmp_path: Path
 ) -> None:
-    expected = build(**new)
+    expected = build(**new, updown_pooling=old.get("updown_pooling", "seeded"))
     state = stored(expected, arch, tmp_path / "old.pt", **old)
     config = OmegaConf.create(state["cfg"]["model"])
     model = build_model(config, toy_task(), from_checkpoint=True).double().eval()

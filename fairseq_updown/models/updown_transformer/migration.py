@@ -5,8 +5,15 @@ from typing import Any, Dict
 # Options that are gone, with their types: no flags any more, but still fields of the configuration,
 # for fairseq drops what is no field before any model sees it.
 RETIRED: Dict[str, Any] = {"updown_mixer_size": int, "updown_mixer_ensemble": int}
-# Options that are newer than those, at what the model did without; an architecture may set more.
+# Options that are newer than all of `_ALWAYS`, at what the model did without; an architecture may
+# set more. What is stored is complete: who has all of `_ALWAYS` and lacks one of these is older.
 ADDED: Dict[str, Any] = {"updown_pooled_block_size": 0}
+_ALWAYS = (
+    *("updown_mixer", "updown_block_size", "updown_slots", "updown_pool_layers"),
+    *("updown_pool_rate", "updown_memory_size", "updown_decoder_block_size"),
+    *("updown_decoder_slots", "updown_cross_slots", "updown_pooling", "updown_pooling_base"),
+    *("updown_no_gate", "updown_no_reweight"),
+)
 
 
 def presets_of_then(config: Any) -> Dict[str, Any]:
@@ -15,7 +22,9 @@ def presets_of_then(config: Any) -> Dict[str, Any]:
     Args:
         config: flat options with a method `get`.
     """
-    return ADDED if any(config.get(name) is not None for name in RETIRED) else {}
+    is_stored = all(config.get(name) is not None for name in _ALWAYS)
+    has_retired = any(config.get(name) is not None for name in RETIRED)
+    return ADDED if is_stored or has_retired else {}
 
 
 def migrate(config: Dict[str, Any]) -> Dict[str, Any]:
@@ -31,10 +40,10 @@ def migrate(config: Dict[str, Any]) -> Dict[str, Any]:
         config: flat options; None where nobody set them.
     """
     config, added = dict(config), presets_of_then(config)
+    config.update((name, off) for name, off in added.items() if config.get(name) is None)
     size, ensemble = (config.pop(name, None) for name in RETIRED)
     if size is None and ensemble is None:
         return config
-    config.update((name, off) for name, off in added.items() if config.get(name) is None)
     mixer = str(config.get("updown_mixer") or "updown")
     if mixer == "blockwise":
         return {**config, "updown_mixer": "updown", "updown_slots": 0}

@@ -17,7 +17,6 @@ import peers  # noqa: F401  adds its systems
 import torch
 from fairseq.optim.adam import Adam
 from fresh_process import MemoryMeter
-from launches import CountLaunches
 from systems import VOCABULARY, Setup, Work, build
 from torch import Tensor
 from work_counter import WorkCounter
@@ -163,8 +162,8 @@ def count_launches(name: str, work: Work, setup: Setup) -> dict[str, float]:
     """
     with patch.object(updown_model, "accelerate", lambda model: model):
         runner = Runner(name, work, setup)
-    with CountLaunches() as launches, WorkCounter() as counter:
+    with WorkCounter() as counter:
         logits = runner.system.logits(runner.source, runner.target).flatten(0, 1).float()
         loss = torch.nn.functional.cross_entropy(logits, runner.target.flatten())
         loss.backward()
-    return {"launches": launches.total, "flops": counter.flops}
+    return {"launches": counter.launches.total(), "flops": counter.flops}

@@ -5,8 +5,8 @@ from argparse import Namespace
 import pytest
 import torch
 from fairseq.models.transformer import TransformerModel
-from launches import CountLaunches
 from toy import PAD, toy_task
+from work_counter import WorkCounter
 
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel
 from fairseq_updown.models.updown_transformer import model as updown_model
@@ -37,7 +37,7 @@ def count(name, bsz=1, **options):
     model = make(name, **options)
     source, target = torch.randint(4, 24, (bsz, 4096)), torch.randint(4, 24, (bsz, 100))
     source[1:, :1000] = PAD
-    with CountLaunches() as counted:
+    with WorkCounter() as counted:
         model.train()(source, None, target)[0].sum().backward()
     return counted
 
@@ -53,8 +53,8 @@ def count(name, bsz=1, **options):
     ],
 )
 def test_launches_beside_the_stock_model(name, bsz, most):
-    ours = count(name, bsz).total
-    assert ours <= most * count("transformer", bsz).total
+    ours = count(name, bsz).launches.total()
+    assert ours <= most * count("transformer", bsz).launches.total()
 
 
 @pytest.mark.parametrize("name", ["arxiv", "blockwise"])
@@ -75,10 +75,10 @@ def test_launches_of_a_decoding_step_beside_the_stock_model():
         encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
         for step in range(3):
             tokens = torch.full((5, step + 1), 5)
-            with CountLaunches() as counted:
+            with WorkCounter() as counted:
                 if step:
                     order = torch.tensor([0, 0, 1, 2, 4])  # beams moved, as nearly always
                     model.decoder.reorder_incremental_state_scripting(state, order)
                 model.decoder(tokens, encoder_out, incremental_state=state)
-        totals[name] = counted.total
+        totals[name] = counted.launches.total()
     assert totals["arxiv"] <= 0.8 * totals["transformer"]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...attention.copying import CopyGate, SourceWords, copied_mass, log_mixture, spread
 from ...attention.cross import CrossRead, Memory
-from ...attention.functional import keep_in_graph
+from ...attention.functional import full_precision, keep_in_graph
 from ...attention.slots import PooledBlocks
 from ...decoding.cache import DecodingState, LayerCache
 from ...ops.autocast import OFF, mixed_precision
@@ -46,7 +46,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         autocast = self.autocast if incremental_state is None else OFF
         with mixed_precision(autocast, prev_output_tokens.device):
             x, extra = super().forward(prev_output_tokens, encoder_out, incremental_state, **kwargs)
-        return (x if autocast == OFF else x.float()), extra
+        return (x if autocast == OFF else full_precision(x)), extra
 
     def get_normalized_probs(
         self,
@@ -121,26 +121,12 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         memory: Optional[Memory] = None
         if encoder_out is not None and (decoding is None or decoding.layers[0].memory is None):
             memory = read_memory(encoder_out)  # later steps have it in the layers' caches
-        layer_asked = self.num_layers - 1 if alignment_layer is None else alignment_layer
+        asked = self.layer_asked(alignment_layer)
+        x, inner_states, caches, aligned, read = self.run_layers(x, memory, decoding, asked)
         attn: Optional[Tensor] = None
-        inner_states: List[Optional[Tensor]] = [x.transpose(0, 1)]
-        state: Optional[PooledBlocks] = None
-        caches: List[LayerCache] = []
-        read: Optional[CrossRead] = None
-        kept = {id(layer) for layer in self.layers}  # layerdrop chooses anew at each iteration
-        indices = [index for index in range(self.num_layers) if id(self.layers[index]) in kept]
-        for index in indices:
-            layer = self.layers[index]
-            asked = alignment_layer is not None or (not self.training and layer.need_attn)
-            asked = asked and index == layer_asked
-            step = (decoding.layers[index], decoding.history) if decoding is not None else ()
-            copies = self.copy_gate is not None and index == indices[-1]
-            x, read, state, cache = layer(x, memory, state, asked or copies, *step)
-            caches.append(cache)
-            inner_states.append(x.transpose(0, 1))
-            if asked and read is not None and encoder_out is not None:
-                heads = read.weights[:alignment_heads].float().mean(dim=0).to(x)
-                attn = attention_to_source(heads, encoder_out)
+        if aligned is not None and encoder_out is not None:
+            heads = aligned.weights[:alignment_heads].float().mean(dim=0).to(x)
+            attn = attention_to_source(heads, encoder_out)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         extra: Dict[str, List[Optional[Tensor]]] = {"attn": [attn], "inner_states": inner_states}
@@ -150,8 +136,57 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         if self.project_out_dim is not None:
             x = self.project_out_dim(x)
         if decoding is not None:
-            self.end_step(incremental_state, decoding._replace(layers=tuple(caches)))
+            self.end_step(incremental_state, decoding._replace(layers=caches))
         return x, extra
+
+    def layer_asked(self, alignment_layer: Optional[int]) -> Optional[int]:
+        """The layer whose attention is returned; None where nobody asked for any."""
+        if alignment_layer is not None:
+            return alignment_layer
+        last = self.layers[self.num_layers - 1]
+        return self.num_layers - 1 if last.need_attn and not self.training else None
+
+    def run_layers(
+        self,
+        x: Tensor,
+        memory: Optional[Memory],
+        decoding: Optional[DecodingState],
+        asked: Optional[int],
+    ) -> Tuple[
+        Tensor,
+        List[Optional[Tensor]],
+        Tuple[LayerCache, ...],
+        Optional[CrossRead],
+        Optional[CrossRead],
+    ]:
+        """
+        Args:
+            x: `(rows, tgt_len, embed_dim)`.
+            memory: None where there is none, or the caches have it.
+            decoding: the state of a generation, this step's token in its history.
+            asked: the layer whose attention is returned.
+
+        Returns:
+            x; the states `T x B x C` before and after each layer; the caches; what layer `asked`
+            read, and what the last one did where the decoder copies, else None.
+        """
+        inner_states: List[Optional[Tensor]] = [x.transpose(0, 1)]
+        state: Optional[PooledBlocks] = None
+        caches: List[LayerCache] = []
+        aligned: Optional[CrossRead] = None
+        read: Optional[CrossRead] = None
+        kept = {id(layer) for layer in self.layers}  # layerdrop chooses anew at each iteration
+        indices = [index for index in range(self.num_layers) if id(self.layers[index]) in kept]
+        for index in indices:
+            step = (decoding.layers[index], decoding.history) if decoding is not None else ()
+            copies = self.copy_gate is not None and index == indices[-1]
+            needed = copies or index == asked
+            x, read, state, cache = self.layers[index](x, memory, state, needed, *step)
+            caches.append(cache)
+            inner_states.append(x.transpose(0, 1))
+            if index == asked:
+                aligned = read
+        return x, inner_states, tuple(caches), aligned, read
 
     def copy(
         self, x: Tensor, read: Optional[CrossRead], encoder_out: Optional[EncoderOut]

@@ -113,40 +113,22 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             token_embeddings = token_embeddings.gather(
                 1, order.unsqueeze(-1).expand(-1, -1, token_embeddings.size(-1))
             )
-        padding_mask = lengths.padding_mask(tokens.size(1))
         x, encoder_embedding = self.forward_embedding(tokens, token_embeddings)
-        if padding_mask is not None:
-            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
-        encoder_states: List[Tensor] = [x.transpose(0, 1)] if return_all_hiddens else []
-        fc_results: List[Optional[Tensor]] = []
-        mass: Optional[TokenMass] = None
-        state: Any = None
-        kept = {id(layer) for layer in self.layers}  # layerdrop chooses anew at each iteration
-        for index in range(self.num_layers):
-            layer = self.layers[index]
-            if id(layer) in kept:
-                x, fc_result, state = layer(x, padding_mask, mass, state)
-                if return_all_hiddens:
-                    encoder_states.append(x.transpose(0, 1))
-                    fc_results.append(fc_result)
-            if str(index + 1) in self.pools:
-                pool = self.pools[str(index + 1)]
-                x, lengths, mass, trace = self.pool(pool, x, lengths, mass, trace)
-                padding_mask, state = lengths.padding_mask(x.size(1)), None
+        x, lengths, mass, trace, states = self.run_layers(x, lengths, trace, return_all_hiddens)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         if self.memory_pool is not None:
             x, lengths, mass, trace = self.pool(self.memory_pool, x, lengths, mass, trace)
-        memory_mask = lengths.padding_mask(x.size(1))
-        no_pads = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        pads = [mask for mask in [lengths.padding_mask(x.size(1))] if mask is not None]
+        no_pads = [] if pads else [torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)]
         words = SourceWords.of(src_tokens) if self.copies else None
         return {
             "encoder_out": [x.transpose(0, 1)],  # T x B x C
-            "encoder_padding_mask": [no_pads if memory_mask is None else memory_mask],  # B x T
-            "memory_padding_mask": [] if memory_mask is None else [memory_mask],  # B x T
+            "encoder_padding_mask": pads or no_pads,  # B x T
+            "memory_padding_mask": pads,  # B x T
             "encoder_embedding": [encoder_embedding],  # B x T x C, before any pooling
-            "encoder_states": encoder_states,  # List[T x B x C]
-            "fc_results": fc_results,  # List[B x T x C]
+            "encoder_states": [x for x, _ in states],  # List[T x B x C]
+            "fc_results": [fc_result for _, fc_result in states[1:]],  # List[B x T x C]
             "src_tokens": [],
             "src_lengths": [source_lengths.unsqueeze(1).int()],
             "memory_counts": [mass.counts] if mass is not None else [],
@@ -157,6 +139,38 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             "source_index": [words.index] if words is not None else [],
             "row_sentence": [torch.arange(x.size(0), device=x.device)],
         }
+
+    def run_layers(
+        self, x: Tensor, lengths: RowLengths, trace: SourceTrace, keep_states: bool
+    ) -> Tuple[Tensor, RowLengths, Optional[TokenMass], SourceTrace, List[Any]]:
+        """The stages, layer by layer, with the pools that end them.
+
+        Args:
+            x: `(bsz, length, embed_dim)`, real tokens first.
+            keep_states: also return what each layer made of it.
+
+        Returns:
+            x, its lengths and mass, where the source tokens went; and if asked for, before and
+            after each layer x as `T x B x C` with the layer's feed-forward output or None.
+        """
+        padding_mask = lengths.padding_mask(x.size(1))
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+        mass: Optional[TokenMass] = None
+        state: Any = None
+        states: List[Any] = [(x.transpose(0, 1), None)] if keep_states else []
+        kept = {id(layer) for layer in self.layers}  # layerdrop chooses anew at each iteration
+        for index in range(self.num_layers):
+            layer = self.layers[index]
+            if id(layer) in kept:
+                x, fc_result, state = layer(x, padding_mask, mass, state)
+                if keep_states:
+                    states.append((x.transpose(0, 1), fc_result))
+            if str(index + 1) in self.pools:
+                pool = self.pools[str(index + 1)]
+                x, lengths, mass, trace = self.pool(pool, x, lengths, mass, trace)
+                padding_mask, state = lengths.padding_mask(x.size(1)), None
+        return x, lengths, mass, trace, states
 
     def realign(self, src_tokens: Tensor) -> Tuple[Tensor, RowLengths, SourceTrace, Tensor]:
         """Brings each row's real tokens to its front and cuts columns that hold only pads.

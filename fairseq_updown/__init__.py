@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .inference import Summarizer
 
-__all__ = ["Summarizer", "checkpoints", "literals", "models", "scoring", "tasks"]
+__all__ = ["Summarizer", "checkpoints", "literals", "models", "prefetching", "scoring", "tasks"]
 __version__ = "0.1.0"
 
 
@@ -33,6 +33,7 @@ def _logging_left_alone() -> Iterator[None]:
 
 with _logging_left_alone():
     from . import checkpoints, literals, models, scoring, tasks
+    from .data import prefetching
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,30 @@
+"""A program whose work is done ends with status 0, whatever fairseq's threads are at."""
+
+from pathlib import Path
+
+from ..support.commands import run
+
+PROGRAM = """
+import fairseq_updown
+import torch
+from fairseq.data.iterators import BufferedIterator
+
+class Batches:
+    def __len__(self):
+        return 10_000
+
+    def __iter__(self):
+        parts = [torch.zeros(50, 50) for _ in range(8)]
+        while True:
+            for _ in range(1_000):
+                batch = torch.cat(parts)
+            yield batch
+
+print(next(BufferedIterator(5, Batches())).shape)
+"""
+
+
+def test_prefetching_ends_before_the_program(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    assert run("python", program) == "torch.Size([400, 50])\n"

@@ -19,6 +19,7 @@ setup(
             "updown-highlight = fairseq_updown.cli.highlight:main",
             "updown-score = fairseq_updown.cli.score:main",
             "updown-prepare = fairseq_updown.cli.prepare:main",
+            "updown-export = fairseq_updown.cli.export:main",
         ]
     },
     classifiers=[
@@ -47,7 +48,9 @@ setup(
     ],
     extras_require={
         "chart": ["matplotlib"],  # updown-highlight --png
+        "ctranslate2": ["ctranslate2>=4,<5"],  # updown-export --to ctranslate2
         "dev": [
+            "ctranslate2>=4,<5",
             "hypothesis",
             "matplotlib",
             "mypy",

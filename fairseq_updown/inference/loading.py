@@ -59,7 +59,7 @@ def _split_checkpoints(checkpoint: str | Path) -> list[Path]:
     return paths
 
 
-def _read_checkpoint(path: Path, data: str | Path | None) -> dict[str, Any]:
+def read_checkpoint(path: Path, data: str | Path | None) -> dict[str, Any]:
     """The stored state, with `cfg`; torch's safe loader refuses all but what fairseq stores."""
     overrides: dict[str, Any] = {"eval_bleu": False, "eval_rouge": False}
     if data is not None:
@@ -86,7 +86,7 @@ def _read_checkpoint(path: Path, data: str | Path | None) -> dict[str, Any]:
     return state
 
 
-def _languages(cfg: Any, directory: Path) -> tuple[str, str]:
+def languages(cfg: Any, directory: Path) -> tuple[str, str]:
     """The suffixes of the source's and the target's dictionary.
 
     A checkpoint names them if the command line of its training did; else the data files do.
@@ -108,7 +108,7 @@ def _setup_task(state: dict[str, Any], path: Path, data: str | Path | None) -> A
         )
     directory = Path(utils.split_paths(cfg.data)[0])
     origin = f"--data {directory}" if data else f"the data directory of training, {directory},"
-    cfg.source_lang, cfg.target_lang = _languages(cfg, directory)
+    cfg.source_lang, cfg.target_lang = languages(cfg, directory)
     for language in (cfg.source_lang, cfg.target_lang):
         dictionary = directory / f"dict.{language}.txt"
         if not dictionary.is_file():
@@ -152,7 +152,7 @@ def _build_model(task: Any, state: dict[str, Any], path: Path) -> Any:
 def load_models(checkpoint: str | Path, data: str | Path | None) -> tuple[Any, list[Any], Any]:
     """The task of the first checkpoint, the models of all, and the first's options of `--bpe`."""
     paths = _split_checkpoints(checkpoint)
-    states = [_read_checkpoint(path, data) for path in paths]
+    states = [read_checkpoint(path, data) for path in paths]
     task = _setup_task(states[0], paths[0], data)
     bpe = states[0]["cfg"].get("bpe")
     return task, [_build_model(task, *found) for found in zip(states, paths)], bpe

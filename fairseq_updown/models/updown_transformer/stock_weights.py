@@ -30,8 +30,8 @@ def fit_stock_weights(
     Raises:
         ValueError: the checkpoint is of a model of ours with other options.
     """
-    own = {key for key in initial if _is_own(key)}
-    stored = {key for key in state_dict if _is_own(key)}
+    own = {key for key in initial if is_own(key)}
+    stored = {key for key in state_dict if is_own(key)}
     foreign = (stored - own) | _of_another_mixer(state_dict, initial)
     if foreign:
         names = ", ".join(sorted(foreign)[:3])
@@ -85,7 +85,7 @@ def _stock_part(key: str) -> bool:
     return found is not None and found[2] in _STOCK_ATTENTION
 
 
-def _is_own(key: str) -> bool:
+def is_own(key: str) -> bool:
     """Whether no stock Transformer has such a parameter: whatever a mixer has besides the
     projections of an attention, and ours elsewhere."""
     in_attention = _ENCODER_ATTENTION.match(key)

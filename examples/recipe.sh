@@ -75,18 +75,20 @@ claim_work() {
     printf '%s\n' "$settings" >"$work/settings"
 }
 
-# preprocess CORPUS BINARY SOURCE TARGET: binarizes with the corpus's own dictionary, once.
+# preprocess CORPUS BINARY SOURCE TARGET [KIND]: binarizes with the corpus's own dictionary, once;
+# KIND: of the texts, such as -450 for train-450.
 preprocess() {
-    local corpus=$1 binary=$2
+    local corpus=$1 binary=$2 kind=${5:-}
     if [[ -d $binary ]]; then
         step "fairseq-preprocess: $binary is there"
         return
     fi
     step "fairseq-preprocess: $binary"
     rm -rf "$binary.partial"
+    mkdir -p "$(dirname "$binary")"
     fairseq-preprocess --source-lang "$3" --target-lang "$4" --joined-dictionary \
-        --trainpref "$corpus/spm/train" --validpref "$corpus/spm/valid" \
-        --testpref "$corpus/spm/test" --srcdict "$corpus/spm/dict.txt" \
+        --trainpref "$corpus/spm/train$kind" --validpref "$corpus/spm/valid$kind" \
+        --testpref "$corpus/spm/test$kind" --srcdict "$corpus/spm/dict.txt" \
         --destdir "$binary.partial" --workers 2
     cp "$corpus/spm/spm.model" "$binary.partial" # where summarize.py looks for it
     mv "$binary.partial" "$binary"

@@ -298,8 +298,9 @@ class Summaries(Section):
         """The options of :class:`quality.Run`."""
         return Namespace(
             validations=args.validations, threads=args.threads, extra=[*args.extra, *extra],
-            updates=self.updates(args), data=self.data(args), out=args.work, size="small",
-            start=None, cpu=args.device == "cpu", source_tokens=args.source_tokens,
+            updates=self.updates(args), minutes=None, data=self.data(args), out=args.work,
+            size="small", test_part=1, start=None, cpu=args.device == "cpu",
+            source_tokens=args.source_tokens,
         )  # fmt: skip
 
     def rows(self, args: Namespace) -> list[Row]:

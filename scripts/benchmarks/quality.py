@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Train several systems on the same data and budget, and print how well each summarizes.
 
-Every system is trained with fairseq-train for the same number of updates on the same batches, once
-per seed, and validated with ROUGE as it goes; then it summarizes the test set. Printed are, as
-means over the seeds:
+Every system is trained with fairseq-train, once per seed, and then summarizes the test set; with
+--updates for the same number of updates on the same batches, validated with ROUGE as it goes, with
+--minutes for the same time, at a learning rate that needs no end. Printed are, as means over the
+seeds:
 
     at equal updates: ROUGE-1/2/Lsum on the test set, and the negative log-likelihood per target
         piece (base 2) on the validation set
     at equal wall time: the same likelihood and the validation set's ROUGE-L after as many seconds
         of training as the fastest system takes, by linear interpolation between validations
-    source tokens per second of training, and the training process's peak memory
+    source tokens per second of training, or after --minutes the updates, and the training
+        process's peak memory
 
 Each run is kept under --out with its options; an interrupted one goes on from its checkpoint, and a
 finished one is not repeated, so add systems and seeds as time allows.
@@ -62,6 +64,17 @@ SIZES = {
         "--updown-pool-rate 4 --updown-memory-size 64 --updown-pool-layers 2",
         generation=dict(beam=4, lenpen=1.0, min_len=5, max_len_b=40, no_repeat_ngram_size=3),
     ),
+    # Documents of 4k to 8k tokens on CPUs, from a trained start; see examples/outline.
+    "outline": dict(
+        source=4096,
+        model="--encoder-layers 3 --decoder-layers 2 --encoder-embed-dim 256 "
+        "--decoder-embed-dim 256 --encoder-ffn-embed-dim 1024 --decoder-ffn-embed-dim 1024 "
+        "--encoder-attention-heads 4 --decoder-attention-heads 4 --dropout 0",
+        training="--max-tokens 8192 --lr 0.0007 --warmup-updates 100",
+        compression="--updown-block-size 256 --updown-pooled-block-size 1024 --updown-slots 8 "
+        "--updown-pool-layers 1 --updown-decoder-block-size 512 --updown-autocast bfloat16",
+        generation=dict(beam=4, lenpen=1.0, min_len=5, max_len_b=400, no_repeat_ngram_size=0),
+    ),
     "base": dict(
         source=8192,
         model="--dropout 0.1 --attention-dropout 0.1",
@@ -72,7 +85,7 @@ SIZES = {
 }
 
 # name: (architecture, its options besides those of the size); the first four are the comparison,
-# the others are ablations of updown.
+# the next are ablations of updown, the last what long documents are otherwise read with.
 SYSTEMS = {
     "transformer": ("transformer", ""),
     "updown": (UPDOWN, ""),
@@ -85,6 +98,10 @@ SYSTEMS = {
     "32 slots": (UPDOWN, "--updown-slots 32"),
     "no pool": (UPDOWN, "--updown-pool-layers ''"),
     "pool rate 2": (UPDOWN, "--updown-pool-rate 2"),
+    "transformer 1024": ("transformer", "--max-source-positions 1024"),
+    "updown copy": (UPDOWN, "--updown-copy"),
+    "longt5": (UPDOWN, "--updown-mixer longt5 --updown-pool-layers ''"),
+    "luna": (UPDOWN, "--updown-mixer luna --updown-pool-layers ''"),
 }
 
 _JSON_LINE = re.compile(r"\| (train_inner|valid) \| (\{.*\})$")
@@ -112,14 +129,20 @@ class Run:
         architecture, own = self.architecture()
         size, source = self.size, self.args.source_tokens
         updown = str(size["compression"]) if architecture == UPDOWN else ""
-        schedule = f"--lr-scheduler polynomial_decay --total-num-update {self.args.updates}"
+        updates, minutes = self.args.updates, self.args.minutes
+        schedule = (
+            f"--lr-scheduler inverse_sqrt --stop-time-hours {minutes / 60:.4f}"
+            if minutes
+            else f"--lr-scheduler polynomial_decay --total-num-update {updates} "
+            f"--max-update {updates}"
+        )
         text = (
             f"--task summarization --truncate-source --truncate-target --arch {architecture} "
             f"--max-source-positions {source} --max-target-positions 512 "
             f"--encoder-normalize-before --decoder-normalize-before --share-all-embeddings "
             f"{size['model']} {updown} {own} {size['training']} {schedule} "
             f"--optimizer adam --clip-norm 1.0 --criterion label_smoothed_cross_entropy "
-            f"--label-smoothing 0.1 --seed {self.seed} --max-update {self.args.updates}"
+            f"--label-smoothing 0.1 --seed {self.seed}"
         )
         start = ["--finetune-from-model", str(self.args.start)] if self.args.start else []
         return [*shlex.split(text), "--adam-betas", "(0.9, 0.98)", *start, *self.args.extra]
@@ -150,11 +173,12 @@ class Run:
 
     def train(self) -> dict[str, Any]:
         args = self.args
-        interval = max(1, args.updates // args.validations // 8)
+        interval = max(1, (args.updates or 80) // args.validations // 8)
         every = str(8 * interval)
         log = self.folder / "train.log"
+        validation = ["--disable-validation"] if args.minutes else self.validation()
         peak = self.call(
-            "fairseq-train", log, *self.options(), *self.validation(),
+            "fairseq-train", log, *self.options(), *validation,
             *("--validate-interval-updates", every, "--save-interval-updates", every),
             *("--keep-interval-updates", "1", "--no-epoch-checkpoints", "--max-epoch", "100000"),
             *("--log-format", "json", "--log-interval", str(interval)),
@@ -178,6 +202,8 @@ class Run:
         self.call(
             "fairseq-generate", log, "--task", "summarization", "--truncate-source",
             *("--truncate-target", "--scoring", "rouge", "--remove-bpe", "sentencepiece"),
+            # fairseq-generate does not heed its --num-shards
+            *("--distributed-world-size", str(self.args.test_part), "--distributed-rank", "0"),
             *("--path", str(self.folder / "checkpoints" / "checkpoint_last.pt"), *flags),
             *("--max-tokens", str(4 * self.args.source_tokens)),
         )  # fmt: skip
@@ -271,23 +297,25 @@ def table(results: dict[str, list[dict[str, Any]]], tokens_per_update: float) ->
         for system, found in trained.items()
     }
     budget = min(trained[system][0]["updates"] / speed[system] for system in trained)
-    head = ["system", "seeds", "ROUGE-1", "ROUGE-2", "ROUGE-Lsum", "valid nll"]
-    head += [f"nll, {budget:.0f} s", f"ROUGE-L, {budget:.0f} s", "tokens/s", "peak MiB"]
+    validated = any(train["curve"] for found in trained.values() for train in found)
+    head = ["system", "seeds", "ROUGE-1", "ROUGE-2", "ROUGE-Lsum"]
+    if validated:
+        head += ["valid nll", f"nll, {budget:.0f} s", f"ROUGE-L, {budget:.0f} s", "tokens/s"]
+    head += [*([] if validated else ["updates"]), "peak MiB"]
     lines = []
     for system, runs in results.items():
-        timed = [after(train["curve"], budget * speed[system]) for train in trained[system]]
-        lines.append(
-            [
-                system,
-                str(len(runs)),
-                *(mean([run["test"][f"rouge{kind}"] for run in runs]) for kind in (1, 2, "Lsum")),
-                mean([train["curve"][-1][1] for train in trained[system]], 3),
-                mean([nll for nll, _ in timed], 3),
-                mean([rouge for _, rouge in timed]),
-                f"{tokens_per_update * speed[system]:.0f}",
-                mean([train["peak MiB"] for train in trained[system]], 0),
-            ]
-        )
+        found = trained[system]
+        line = [system, str(len(runs))]
+        line += [mean([run["test"][f"rouge{kind}"] for run in runs]) for kind in (1, 2, "Lsum")]
+        if validated:
+            timed = [after(train["curve"], budget * speed[system]) for train in found]
+            line.append(mean([train["curve"][-1][1] for train in found], 3))
+            line.append(mean([nll for nll, _ in timed], 3))
+            line.append(mean([rouge for _, rouge in timed]))
+            line.append(f"{tokens_per_update * speed[system]:.0f}")
+        else:
+            line.append(mean([train["updates"] for train in found], 0))
+        lines.append([*line, mean([train["peak MiB"] for train in found], 0)])
     return report.table(head, lines)
 
 
@@ -301,10 +329,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[1, 2], metavar="N")
     add("--size", choices=list(SIZES), default="small", help="model and batches (default: small)")
     add("--source-tokens", type=positive, metavar="N", help="cut documents to this (by size)")
-    add("--updates", type=positive, default=1000, metavar="N")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--updates", type=positive, metavar="N", help="(default: 1000)")
+    budget.add_argument("--minutes", type=positive, metavar="N", help="train for so long instead")
     add("--start", type=Path, metavar="FILE",
         help="stock transformer of this size, where every run starts")  # fmt: skip
     add("--validations", type=positive, default=4, metavar="N", help="per run (default 4)")
+    add("--test-part", type=positive, default=1, metavar="N",
+        help="summarize every Nth document of the test set (default: all)")  # fmt: skip
     add("--jobs", type=positive, default=1, metavar="N", help="runs at a time (default 1)")
     add("--threads", type=positive, default=1, metavar="N", help="of each run (default 1)")
     add("--gpu", dest="cpu", action="store_false", help="train on the GPU")
@@ -331,6 +363,7 @@ def run(args: argparse.Namespace) -> None:
     if args.start and not args.start.is_file():
         raise UserError(f"--start {args.start} does not exist: give a checkpoint of fairseq-train")
     args.source_tokens = args.source_tokens or SIZES[args.size]["source"]
+    args.updates = None if args.minutes else args.updates or 1000
     runs = [Run(args, system, seed) for seed in args.seeds for system in args.systems]
     if args.table_only:
         runs = [run for run in runs if run.result.exists()]
@@ -343,8 +376,9 @@ def run(args: argparse.Namespace) -> None:
             print(f"{run.folder.name}: {json.dumps(figures['test'])}", file=sys.stderr, flush=True)
     max_tokens = int(re.findall(r"--max-tokens (\d+)", " ".join(runs[0].options()))[-1])
     print(table(results, source_tokens_per_update(args.data, args.source_tokens, max_tokens)))
+    budget = f"{args.minutes} minutes" if args.minutes else f"{args.updates} updates"
     print(
-        f"\n{args.updates} updates, size {args.size}, sources cut to {args.source_tokens} tokens, "
+        f"\n{budget}, size {args.size}, sources cut to {args.source_tokens} tokens, "
         f"{args.jobs} runs at a time with {args.threads} threads each"
     )
 

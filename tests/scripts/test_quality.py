@@ -83,6 +83,25 @@ def test_systems_run_once_and_other_options_are_refused(
         quality.main(arguments(work, tmp_path, "--systems", "updown", "--", "--lr", "0.1"))
 
 
+@pytest.mark.slow
+def test_systems_train_for_the_same_time(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    own = ["--minutes", "1", "--seeds", "1", "--source-tokens", "30", "--test-part", "2"]
+    order = [str(work / "bin"), "--out", str(tmp_path), *own, "--systems", "updown copy"]
+    assert quality.main([*order, "--", "--stop-time-hours", "0.001"]) == 0
+    header, _, row = capsys.readouterr().out.splitlines()[:3]
+    assert "updates" in header
+    assert "nll" not in header
+    assert int(row.split("|")[6]) > 0
+    (run,) = tmp_path.iterdir()
+    texts = [x for x in (run / "generate.log").read_text().splitlines() if x.startswith("H-")]
+    assert 0 < len(texts) < 13
+    options = json.loads((run / "options.json").read_text())
+    assert "inverse_sqrt" in options
+    assert "--max-update" not in options
+
+
 def test_mistakes_are_told_before_anything_runs(work: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no dict\.src\.txt"):
         quality.main([str(tmp_path), "--out", str(tmp_path / "out")])

@@ -11,6 +11,7 @@ import torch
 from commands import PLUGIN, run
 from fairseq import checkpoint_utils
 from stored import parse, save_checkpoint
+from toy import build
 
 from fairseq_updown.cli import export
 
@@ -150,3 +151,11 @@ def test_bad_orders_are_refused_and_nothing_is_written(
     assert export.main([str(stored), "--to", "fairseq", str(stock)]) == 0
     with pytest.raises(SystemExit, match="fairseq has it as it is"):
         export.main([str(stock), "--to", "fairseq", out])
+
+
+def test_torchscript_and_onnx_are_refused_by_name() -> None:
+    model = build()
+    with pytest.raises(NotImplementedError, match="no ONNX or TorchScript form"):
+        torch.jit.script(model)
+    with pytest.raises(NotImplementedError, match="updown-export"):
+        model.prepare_for_onnx_export_()

@@ -3,7 +3,7 @@
 import logging
 from argparse import Namespace
 from dataclasses import fields
-from typing import Any, Dict
+from typing import Any, Dict, NoReturn
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -116,6 +116,16 @@ class UpdownTransformerModel(TransformerModelBase):
         super().upgrade_state_dict_named(state_dict, name)
         self._fit_learned_positions(state_dict)
         fit_stock_weights(state_dict, self.state_dict(), str(self.cfg.updown_mixer))
+
+    def prepare_for_onnx_export_(self, **kwargs: Any) -> NoReturn:
+        """Raises NotImplementedError: there is no ONNX or TorchScript form of it."""
+        raise NotImplementedError(
+            "updown_transformer has no ONNX or TorchScript form: how many blocks, slots and rounds "
+            "there are follows from the lengths of the sources. updown-export writes checkpoints "
+            "of fairseq's transformer, which has them, and models for CTranslate2"
+        )
+
+    __prepare_scriptable__ = prepare_for_onnx_export_  # what torch.jit.script calls
 
     def _fit_learned_positions(self, state_dict: Dict[str, Tensor]) -> None:
         """Extends or cuts the stored learned positions to what this model takes."""

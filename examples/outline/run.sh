@@ -15,8 +15,8 @@ training resumes when run again.
   --data DIR        everything (default: ./outline)
   --tokens N        cut documents to N tokens (default: 4096; also run: 8192)
   --minutes N       of each system (default: 20)
-  --spans N         updates of the start on damaged spans (default: 2800)
-  --windows N       updates of the start on windows of 450 words (default: 2000)
+  --spans N         updates of the start on damaged spans (default: 1600)
+  --windows N       updates of the start on windows of 450 words (default: 1000)
   --threads N       of the start, and of each system (default: 1)
   -h, --help        show this text
 
@@ -24,7 +24,7 @@ After --: --systems NAME ..., --seeds N ..., --jobs N, --test-part N, ...
 EOF
 }
 
-data=outline tokens=4096 minutes=20 spans=2800 windows=2000 threads=1
+data=outline tokens=4096 minutes=20 spans=1600 windows=1000 threads=1
 parse_options "--data --tokens --minutes --spans --windows --threads" "" "$@"
 for number in "$tokens" "$minutes" "$spans" "$windows" "$threads"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || die "'$number' is no number; see --help"

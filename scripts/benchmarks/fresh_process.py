@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from multiprocessing import active_children, forkserver, get_context
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,21 +80,22 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
     Raises:
         OutOfMemory: an allocation failed, or the process was killed, as the kernel does then.
     """
-    with ProcessPoolExecutor(1, mp_context=_server()) as pool:
-        future = pool.submit(function, *arguments)
-        workers = list((pool._processes or {}).values())
-        try:
-            return guard_memory(future.result)
-        except BrokenProcessPool as error:
-            for worker in workers:
-                worker.join()
-            if any(worker.exitcode == -signal.SIGKILL for worker in workers):
-                raise OutOfMemory("the process was killed") from error
-            raise RuntimeError("the process ended early; its own error is above") from error
-        except KeyboardInterrupt:  # or it would be waited for
-            for child in active_children():
-                child.kill()
-            raise
+    workers: list[BaseProcess] = []
+    try:
+        with ProcessPoolExecutor(1, mp_context=_server()) as pool:
+            future = pool.submit(function, *arguments)
+            workers += (pool._processes or {}).values()
+            try:
+                return guard_memory(future.result)
+            except KeyboardInterrupt:  # or it would be waited for
+                for child in active_children():
+                    child.kill()
+                raise
+    except BrokenProcessPool as error:
+        # Asked after the pool has waited for it: who waits second finds no exit code.
+        if any(worker.exitcode == -signal.SIGKILL for worker in workers):
+            raise OutOfMemory("the process was killed") from error
+        raise RuntimeError("the process ended early; its own error is above") from error
 
 
 def alone(device: str, function: Callable[..., T], *arguments: Any) -> T:

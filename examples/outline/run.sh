@@ -18,15 +18,16 @@ training resumes when run again.
   --spans N         updates of the start on damaged spans (default: 1600)
   --windows N       updates of the start on windows of 450 words (default: 1000)
   --threads N       of the start, and of each system (default: 1)
+  --part N          generate for every Nth document of the test set (default: 1)
   -h, --help        show this text
 
-After --: --systems NAME ..., --seeds N ..., --jobs N, --test-part N, ...
+After --: --systems NAME ..., --seeds N ..., --jobs N, ...
 EOF
 }
 
-data=outline tokens=4096 minutes=20 spans=1600 windows=1000 threads=1
-parse_options "--data --tokens --minutes --spans --windows --threads" "" "$@"
-for number in "$tokens" "$minutes" "$spans" "$windows" "$threads"; do
+data=outline tokens=4096 minutes=20 spans=1600 windows=1000 threads=1 part=1
+parse_options "--data --tokens --minutes --spans --windows --threads --part" "" "$@"
+for number in "$tokens" "$minutes" "$spans" "$windows" "$threads" "$part"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || die "'$number' is no number; see --help"
 done
 
@@ -82,9 +83,12 @@ runs=$data/systems-$tokens-$minutes
 step "the systems, $minutes minutes each, in $runs"
 python "$root/scripts/benchmarks/quality.py" "$data/bin/whole" --out "$runs" --size outline \
     --source-tokens "$tokens" --minutes "$minutes" --start "$data/start/start.pt" \
-    --threads "$threads" "${rest[@]}"
+    --threads "$threads" --test-part "$part" "${rest[@]}"
 
 step "headings found, and where"
+for side in src tgt; do
+    awk -v n="$part" '(NR - 1) % n == 0' "$corpus/raw/test.$side" >"$runs/test.$side"
+done
 others=() first=
 for log in "$runs"/*/generate.log; do
     name=$(basename "$(dirname "$log")")
@@ -95,6 +99,6 @@ for log in "$runs"/*/generate.log; do
         others+=(--other "$name=$log")
     fi
 done
-updown-score --headings --generated "$first" "${others[@]}" --references "$corpus/raw/test.tgt" \
-    --sources "$corpus/raw/test.src" --sentencepiece-model "$corpus/spm/spm.model" \
-    --allow-missing --examples 2 --json "$runs/scores.json" --picture "$runs/recall.png"
+updown-score --headings --generated "$first" "${others[@]}" --references "$runs/test.tgt" \
+    --sources "$runs/test.src" --sentencepiece-model "$corpus/spm/spm.model" \
+    --examples 2 --json "$runs/scores.json" --picture "$runs/recall.png"

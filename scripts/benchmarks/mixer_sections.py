@@ -298,8 +298,8 @@ class Summaries(Section):
         """The options of :class:`quality.Run`."""
         return Namespace(
             validations=args.validations, threads=args.threads, extra=[*args.extra, *extra],
-            updates=self.updates(args), minutes=None, data=self.data(args), out=args.work,
-            size="small", test_part=1, start=None, cpu=args.device == "cpu",
+            updates=self.updates(args), minutes=None, data=self.data(args), test=self.data(args),
+            out=args.work, size="small", start=None, cpu=args.device == "cpu",
             source_tokens=args.source_tokens,
         )  # fmt: skip
 
@@ -393,7 +393,7 @@ class TranslationRun(MixerRun):
     def generate(self) -> dict[str, Any]:
         checkpoint = str(self.folder / "checkpoints" / "checkpoint_last.pt")
         self.call(
-            "fairseq-generate", self.folder / "generate.log", *self.validation(),
+            "fairseq-generate", self.args.data, self.folder / "generate.log", *self.validation(),
             *("--path", checkpoint, "--results-path", str(self.folder)),
             *recipe_options("generation.txt"),
         )  # fmt: skip

@@ -26,6 +26,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import report
-from fairseq.data import data_utils
+from fairseq.data import Dictionary, data_utils, indexed_dataset
 from filelock import FileLock
 from report import mean
 
@@ -178,7 +179,7 @@ class Run:
         log = self.folder / "train.log"
         validation = ["--disable-validation"] if args.minutes else self.validation()
         peak = self.call(
-            "fairseq-train", log, *self.options(), *validation,
+            "fairseq-train", args.data, log, *self.options(), *validation,
             *("--validate-interval-updates", every, "--save-interval-updates", every),
             *("--keep-interval-updates", "1", "--no-epoch-checkpoints", "--max-epoch", "100000"),
             *("--log-format", "json", "--log-interval", str(interval)),
@@ -200,10 +201,8 @@ class Run:
         log = self.folder / "generate.log"
         log.unlink(missing_ok=True)
         self.call(
-            "fairseq-generate", log, "--task", "summarization", "--truncate-source",
+            "fairseq-generate", self.args.test, log, "--task", "summarization", "--truncate-source",
             *("--truncate-target", "--scoring", "rouge", "--remove-bpe", "sentencepiece"),
-            # fairseq-generate does not heed its --num-shards
-            *("--distributed-world-size", str(self.args.test_part), "--distributed-rank", "0"),
             *("--path", str(self.folder / "checkpoints" / "checkpoint_last.pt"), *flags),
             *("--max-tokens", str(4 * self.args.source_tokens)),
         )  # fmt: skip
@@ -211,10 +210,10 @@ class Run:
         found = dict(re.findall(r"ROUGE-(\w+) ([\d.]+)", last))
         return {name: float(found[name.removeprefix("rouge")]) for name in ROUGE_TYPES}
 
-    def call(self, command: str, log: Path, *arguments: str) -> int:
-        """Runs a fairseq command on the data; returns its peak resident memory in KiB."""
+    def call(self, command: str, data: Path, log: Path, *arguments: str) -> int:
+        """Runs a fairseq command; returns its peak resident memory in KiB."""
         plugin = str(Path(fairseq_updown.__file__).parent)
-        program = [str(Path(sys.executable).parent / command), str(self.args.data)]
+        program = [str(Path(sys.executable).parent / command), str(data)]
         environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
         environment["OMP_NUM_THREADS"] = str(self.args.threads)
         device = ["--cpu"] if self.args.cpu else []
@@ -262,6 +261,32 @@ def read_training_log(path: Path) -> dict[str, Any]:
         "updates per second": float(np.percentile(list(speeds.values()), 90)),
         "curve": [(updates, *curve[updates]) for updates in sorted(curve)],
     }
+
+
+def part_of_test(data: Path, part: int, out: Path) -> Path:
+    """A folder like `data` with every `part`-th pair of its test set, made once.
+
+    fairseq's own shards are of batches, and so of other documents for every system.
+    """
+    if part == 1:
+        return data
+    folder = out / f"test-part-{part}"
+    if not folder.exists():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for side in ("src", "tgt"):
+            words = shutil.copy(data / f"dict.{side}.txt", partial)
+            name = f"test.src-tgt.{side}"
+            texts = data_utils.load_indexed_dataset(str(data / name))
+            builder = indexed_dataset.make_builder(
+                str(partial / f"{name}.bin"), "mmap", vocab_size=len(Dictionary.load(str(words)))
+            )
+            for index in range(0, len(texts), part):
+                builder.add_item(texts[index])
+            builder.finalize(str(partial / f"{name}.idx"))
+        partial.rename(folder)
+    return folder
 
 
 def source_tokens_per_update(data: Path, limit: int, max_tokens: int) -> float:
@@ -364,6 +389,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--start {args.start} does not exist: give a checkpoint of fairseq-train")
     args.source_tokens = args.source_tokens or SIZES[args.size]["source"]
     args.updates = None if args.minutes else args.updates or 1000
+    args.test = part_of_test(args.data, args.test_part, args.out)
     runs = [Run(args, system, seed) for seed in args.seeds for system in args.systems]
     if args.table_only:
         runs = [run for run in runs if run.result.exists()]

@@ -1,6 +1,7 @@
 """The quality comparison reads what training logged, and runs, resumes and refuses as it says."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -94,9 +95,12 @@ def test_systems_train_for_the_same_time(
     assert "updates" in header
     assert "nll" not in header
     assert int(row.split("|")[6]) > 0
-    (run,) = tmp_path.iterdir()
-    texts = [x for x in (run / "generate.log").read_text().splitlines() if x.startswith("H-")]
-    assert 0 < len(texts) < 13
+    run = tmp_path / "updown-copy-1"
+    log = (run / "generate.log").read_text()
+    written = dict(re.findall(r"^T-(\d+)\t(.*)", log, re.M))
+    targets = (work / "test.tgt").read_text().replace(" ", "").splitlines()[::2]
+    assert [written[str(index)] for index in range(7)] == targets
+    assert len(written) == 7
     options = json.loads((run / "options.json").read_text())
     assert "inverse_sqrt" in options
     assert "--max-update" not in options

@@ -90,7 +90,9 @@ for side in src tgt; do
     awk -v n="$part" '(NR - 1) % n == 0' "$corpus/raw/test.$side" >"$runs/test.$side"
 done
 others=() first=
-for log in "$runs"/*/generate.log; do
+tested=
+((part == 1)) || tested=-test-part-$part # as quality.py names it
+for log in "$runs"/*/generate"$tested".log; do
     name=$(basename "$(dirname "$log")")
     if [[ -z $first ]]; then
         first=$log

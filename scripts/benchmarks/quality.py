@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import report
-from fairseq.data import Dictionary, data_utils, indexed_dataset
+from fairseq.data import data_utils, indexed_dataset
 from filelock import FileLock
 from report import mean
 
@@ -117,9 +117,14 @@ class Run:
         self.size = SIZES[args.size]
 
     @property
+    def tested(self) -> str:
+        """What the names of files end in that depend on the documents of the test."""
+        return "" if self.args.test == self.args.data else f"-{self.args.test.name}"
+
+    @property
     def result(self) -> Path:
         """What the finished run found."""
-        return self.folder / "result.json"
+        return self.folder / f"result{self.tested}.json"
 
     def architecture(self) -> tuple[str, str]:
         """The architecture, and its options besides those of the size."""
@@ -198,7 +203,7 @@ class Run:
             for name, value in self.size["generation"].items()  # type: ignore[attr-defined]
             for text in ("--" + name.replace("_", "-"), str(value))
         ]
-        log = self.folder / "generate.log"
+        log = self.folder / f"generate{self.tested}.log"
         log.unlink(missing_ok=True)
         self.call(
             "fairseq-generate", self.args.test, log, "--task", "summarization", "--truncate-source",
@@ -276,12 +281,10 @@ def part_of_test(data: Path, part: int, out: Path) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for side in ("src", "tgt"):
-            words = shutil.copy(data / f"dict.{side}.txt", partial)
+            shutil.copy(data / f"dict.{side}.txt", partial)
             name = f"test.src-tgt.{side}"
             texts = data_utils.load_indexed_dataset(str(data / name))
-            builder = indexed_dataset.make_builder(
-                str(partial / f"{name}.bin"), "mmap", vocab_size=len(Dictionary.load(str(words)))
-            )
+            builder = indexed_dataset.make_builder(str(partial / f"{name}.bin"), "mmap")
             for index in range(0, len(texts), part):
                 builder.add_item(texts[index])
             builder.finalize(str(partial / f"{name}.idx"))

@@ -90,17 +90,22 @@ def test_systems_train_for_the_same_time(
 ) -> None:
     own = ["--minutes", "1", "--seeds", "1", "--source-tokens", "30", "--test-part", "2"]
     order = [str(work / "bin"), "--out", str(tmp_path), *own, "--systems", "updown copy"]
-    assert quality.main([*order, "--", "--stop-time-hours", "0.001"]) == 0
+    stop = ["--", "--stop-time-hours", "0.001"]
+    assert quality.main([*order, *stop]) == 0
     header, _, row = capsys.readouterr().out.splitlines()[:3]
     assert "updates" in header
     assert "nll" not in header
     assert int(row.split("|")[6]) > 0
     run = tmp_path / "updown-copy-1"
-    log = (run / "generate.log").read_text()
+    log = (run / "generate-test-part-2.log").read_text()
     written = dict(re.findall(r"^T-(\d+)\t(.*)", log, re.M))
     targets = (work / "test.tgt").read_text().replace(" ", "").splitlines()[::2]
     assert [written[str(index)] for index in range(7)] == targets
     assert len(written) == 7
+    stamp = (run / "trained.json").stat().st_mtime
+    assert quality.main([*order, "--test-part", "1", *stop]) == 0
+    assert len(re.findall(r"^T-", (run / "generate.log").read_text(), re.M)) == 13
+    assert (run / "trained.json").stat().st_mtime == stamp
     options = json.loads((run / "options.json").read_text())
     assert "inverse_sqrt" in options
     assert "--max-update" not in options

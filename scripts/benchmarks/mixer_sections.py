@@ -255,7 +255,7 @@ def learn_recall(mixer: str, task: dict[str, Any], seed: int) -> Figures:
     start, report = time.perf_counter(), max(1, task["updates"] // 5)
     own = {"updown_block_size": RECALL_BLOCK, **options(mixer)}
     curve = recall.learn(own, task["updates"], seed, report, tasks, task["device"], mixer)
-    pairs = [[update, list(map(list, found.items()))] for update, found in curve.items()]
+    pairs = [[update, list(map(list, found.items()))] for update, found in curve]
     return {"accuracy": pairs[-1][1], "curve": pairs, "seconds": time.perf_counter() - start}
 
 

@@ -16,7 +16,7 @@ import json
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -150,7 +150,7 @@ def logits(model: Any, source: torch.Tensor, target: torch.Tensor) -> torch.Tens
 def train(variant: str, updates: int, seed: int = 0, report: int = 200) -> dict[int, float]:
     """Trains a model; returns its accuracy on unseen examples after every `report` updates."""
     curve = learn(VARIANTS[variant], updates, seed, report, label=variant)
-    return {update: found[LENGTH] for update, found in curve.items()}
+    return {update: found[LENGTH] for update, found in curve}
 
 
 def learn(
@@ -161,16 +161,16 @@ def learn(
     tasks: Sequence[Task] = (PLAIN,),
     device: str = "cpu",
     label: str = "",
-) -> dict[int, dict[int, float]]:
+) -> Iterator[tuple[int, dict[int, float]]]:
     """Trains a model with these options on all tasks in turn, one in each update.
 
-    Returns:
-        after every `report` updates, and at the end, its accuracy on unseen examples by length.
+    Yields:
+        after every `report` updates, and at the end, how many there were, and the accuracy on
+        unseen examples by length.
     """
     model = build(options, seed, tasks).to(device)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(seed + 1)
-    curve = {}
     for update in progress(range(1, updates + 1), label, updates):
         model.train()
         optimizer.param_groups[0]["lr"] = 0.003 * min(1.0, update / 100)
@@ -181,8 +181,7 @@ def learn(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if update % report == 0 or update == updates:
-            curve[update] = {task.length: accuracy(model, task, seed, device) for task in tasks}
-    return curve
+            yield update, {task.length: accuracy(model, task, seed, device) for task in tasks}
 
 
 def accuracy(model: Any, task: Task, seed: int, device: str) -> float:
@@ -217,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for variant in variants:
         options = {**VARIANTS, **POOLING_VARIANTS}[variant]
         curve = learn(options, args.updates, args.seed, args.report, tasks, label=variant)
-        found = {update: list(by_length.values()) for update, by_length in curve.items()}
+        found = {update: list(by_length.values()) for update, by_length in curve}
         print(f"{variant}: {json.dumps(found)}", flush=True)
     return 0
 

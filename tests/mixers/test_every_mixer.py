@@ -332,3 +332,10 @@ def test_weights_of_another_mixer_are_refused_with_the_remedy(trained, wanted, m
     with pytest.raises(ValueError, match=message):
         build_mixer(wanted).load_state_dict(weights)
     build_mixer(trained, seed=5).load_state_dict(weights)
+
+
+@pytest.mark.parametrize("mixer", ["luna", "igloo"])
+def test_weights_of_another_size_are_refused_with_the_remedy(mixer):
+    weights = build(updown_mixer=f"{mixer}=4").state_dict()
+    with pytest.raises(ValueError, match=rf"(?s)encoder\.layers\.0.*{mixer}=5.*--updown-mixer"):
+        build(updown_mixer=f"{mixer}=5").load_state_dict(weights)

@@ -41,6 +41,14 @@ def fit_stock_weights(
             "--updown-mixer, --updown-pool-layers, --updown-cross-slots, --updown-slots, "
             "--updown-decoder-slots, --updown-copy, --updown-no-gate, --updown-no-reweight)"
         )
+    for key in sorted(own & stored):
+        found, wanted = tuple(state_dict[key].shape), tuple(initial[key].shape)
+        if found != wanted:
+            raise ValueError(
+                f"the checkpoint's {key} is {found}, that of this model with --updown-mixer {mixer} "
+                f"{wanted}: give the --updown-mixer and the embedding size of its training (a size "
+                "is part of the mixer's name, as in luna=64)"
+            )
     if own - stored:
         logger.warning(
             "%d parameters are not in the checkpoint and keep their initial values: %s",

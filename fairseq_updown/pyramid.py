@@ -11,6 +11,7 @@ from .attention.functional import full_precision, length_mask, weight_and_bias
 from .attention.pooling import (
     POOLINGS,
     Pooling,
+    PoolingFunction,
     RowSizes,
     combine,
     straight_through,
@@ -66,6 +67,34 @@ class PooledSequence(NamedTuple):
     mass: TokenMass
     assignment: Tensor
     weights: Tensor
+
+
+def pool_by_scores(
+    x: Tensor, mass: TokenMass, size: int, pooling: PoolingFunction, base: float
+) -> PooledSequence:
+    """Pools what was pooled before once more, by the scores that it has.
+
+    Args:
+        x: `(bsz, length, embed_dim)`, all real, length > 0.
+        mass: of it.
+        size: the new length, if x is longer.
+        pooling, base: see :class:`SequencePooling`.
+    """
+    length = x.size(1)
+    size = min(size, length)
+    sizes = RowSizes(None, size, size, length / size)
+    pooled = pooling(mass.scores, sizes, base, tie_tolerance(x.dtype))
+    weights = pooled.log_weights.exp()
+    if pooling is POOLINGS["topk"]:
+        weights = straight_through(weights, pooled.leader)
+    counts = sum_by_slot(mass.counts, pooled.assignment, size)
+    return PooledSequence(
+        combine(x, pooled.assignment, weights, size),
+        RowLengths.of([size] * x.size(0), x.device),
+        TokenMass.of(counts, pooled.scores),
+        pooled.assignment,
+        weights,
+    )
 
 
 class SequencePooling(nn.Module):

@@ -3,6 +3,7 @@
 from typing import Any, Callable, Iterable, NamedTuple, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..mass import TokenMass
@@ -17,7 +18,7 @@ from .functional import (
     to_blocks,
 )
 from .projections import UpdownAttention
-from .slots import BlockLengths, PooledBlocks
+from .slots import BlockLengths, EarlierSlots, PooledBlocks
 
 
 class BlockKeys(NamedTuple):
@@ -30,6 +31,7 @@ class BlockKeys(NamedTuple):
         bias: `(B, num_blocks, H or 1, b)`, see :func:`attend`; None where all tokens are real.
         slot_key, slot_value: `(B, G, d)`, block by block.
         slot_bias: `(B, H, G)`.
+        num_earlier: how many of the slots, the last ones, are of no block but of earlier segments.
     """
 
     key: Tensor
@@ -38,6 +40,7 @@ class BlockKeys(NamedTuple):
     slot_key: Tensor
     slot_value: Tensor
     slot_bias: Tensor
+    num_earlier: int = 0
 
 
 def attend_side_by_side(
@@ -56,7 +59,9 @@ def attend_side_by_side(
     """
     bsz, num_blocks, block_size, _ = query.shape
     per_block = (bsz, num_blocks, -1, -1)
-    own = own_slots(num_blocks, keys.slot_key.size(1), query.device)
+    own = own_slots(num_blocks, keys.slot_key.size(1) - keys.num_earlier, query.device)
+    if keys.num_earlier:
+        own = F.pad(own, (0, keys.num_earlier))
     slot_bias = keys.slot_bias.unsqueeze(1).expand(per_block)
     slot_bias = slot_bias.masked_fill(own.unsqueeze(1), MASKED_LOGIT)
     bias = keys.bias
@@ -71,7 +76,7 @@ def attend_side_by_side(
 
 
 def own_slots(num_blocks: int, num_slots: int, device: torch.device) -> Tensor:
-    """`(num_blocks, G)` bool, True where a slot is of the block."""
+    """`(num_blocks, num_slots)` bool, True where a slot is of the block."""
     own = torch.eye(num_blocks, dtype=torch.bool, device=device)
     return own.repeat_interleave(num_slots // num_blocks, dim=1)
 
@@ -98,6 +103,7 @@ class SlotAttention(UpdownAttention):
         padding_mask: Optional[Tensor],
         mass: Optional[TokenMass],
         state: Optional[PooledBlocks],
+        earlier: Optional[EarlierSlots] = None,
     ) -> Tuple[Tensor, Optional[PooledBlocks]]:
         """
         Args:
@@ -105,6 +111,7 @@ class SlotAttention(UpdownAttention):
             padding_mask: `(bsz, length)` bool, True at pads; None if there are none.
             mass: what the tokens stand for, None if they were never pooled.
             state: the pooled blocks of the layer before; None makes this an anchor layer.
+            earlier: of the segments before x, which all blocks see as they see each other.
 
         Returns:
             `(bsz, length, embed_dim)`, whatever at pads, and the refreshed state; None where
@@ -113,7 +120,7 @@ class SlotAttention(UpdownAttention):
         query, key, value = self.project(x)
         bias = self.key_bias(mass, padding_mask)
         how = dict(scale=self.scaling, dropout=self.attention_dropout)
-        if x.size(1) <= self.block_size:
+        if x.size(1) <= self.block_size and earlier is None:
             heads = (split_heads(t, self.num_heads) for t in (query, key, value))
             out = attend(*heads, key_bias=bias, **how)
             return self.project_out(merge_heads(out), self.idle(mass)), None
@@ -127,7 +134,8 @@ class SlotAttention(UpdownAttention):
         else:
             unused = self.compressor.idle_parameters(state)
             state = self.compress(x, blocks, padding_mask, mass, state)
-            keys = BlockKeys(key, value, bias, *self.project_slots(state))
+            num_earlier = earlier.slots.size(1) if earlier is not None else 0
+            keys = BlockKeys(key, value, bias, *self.project_slots(state, earlier), num_earlier)
             out = self.attend_to_blocks(query, keys, self.num_heads, **how)
         return self.project_out(out.flatten(1, 2)[:, : x.size(1)], unused), state
 

@@ -16,7 +16,7 @@ from .functional import (
     pad_to_multiple,
     weight_and_bias,
 )
-from .slots import BlockPooling, PooledBlocks
+from .slots import BlockPooling, EarlierSlots, PooledBlocks
 
 
 class UpdownAttention(MultiheadAttention):
@@ -102,11 +102,16 @@ class UpdownAttention(MultiheadAttention):
             key_weight, key_bias = weight_and_bias(self.k_proj)
             return query @ key_weight, query @ key_bias
 
-    def project_slots(self, state: PooledBlocks) -> Tuple[Tensor, Tensor, Tensor]:
+    def project_slots(
+        self, state: PooledBlocks, earlier: Optional[EarlierSlots] = None
+    ) -> Tuple[Tensor, Tensor, Tensor]:
         """The slots' keys and values `(bsz, slots, embed_dim)` and bias `(bsz, num_heads, slots)`,
-        block by block."""
-        slots = state.slots.flatten(1, 2)
-        return self.k_proj(slots), self.v_proj(slots), self.count_bias(state.mass)
+        block by block, then the earlier ones."""
+        slots, bias = state.slots.flatten(1, 2), self.count_bias(state.mass)
+        if earlier is not None:
+            slots = torch.cat([slots, earlier.slots.to(slots.dtype)], dim=1)
+            bias = torch.cat([bias, self.count_bias(earlier.mass)], dim=2)
+        return self.k_proj(slots), self.v_proj(slots), bias
 
     def project_out(self, x: Tensor, unused: Optional[Iterable[nn.Parameter]] = None) -> Tensor:
         """The output projection of the heads side by side, `(bsz, length, embed_dim)`.

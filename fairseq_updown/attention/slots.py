@@ -48,6 +48,18 @@ class PooledBlocks(NamedTuple):
     mass: TokenMass
 
 
+class EarlierSlots(NamedTuple):
+    """What the segments of a source that were encoded before left in one layer's slots.
+
+    Attributes:
+        slots: `(bsz, num_slots, embed_dim)`.
+        mass: their counts and scores.
+    """
+
+    slots: Tensor
+    mass: TokenMass
+
+
 class BlockPooling(nn.Module):
     """Compresses each block into `num_slots` slots (Up), anew or from the layer before.
 

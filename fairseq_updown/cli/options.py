@@ -46,6 +46,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     batch = "most source tokens of a batch of several documents (default %(default)s)"
     add(model, "--max-tokens", batch, type=positive, metavar="N")
 
+    memory = "most tokens that the decoder reads of a --long stream (default %(default)s)"
+    add(model, "--stream-memory", memory, type=positive, metavar="N")
+
     search = parser.add_argument_group("search, as in fairseq-generate; lengths in pieces")
     add(search, "--beam", "beam size (default %(default)s)", type=positive, metavar="N")
     lenpen = "above 1 favours longer summaries (default %(default)s)"

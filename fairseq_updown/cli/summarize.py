@@ -6,7 +6,8 @@
 
 Text is UTF-8, plain: the sentencepiece model cuts it into pieces. A document that is longer than
 the checkpoint takes is refused, unless --long says what to do: truncate keeps its start, window
-summarizes part after part and joins the summaries.
+summarizes part after part and joins the summaries, stream encodes part after part, whatever the
+length, and writes one summary of all.
 
 A document that cannot be summarized is reported on standard error, the others are still done, and
 the exit status is 1. --json-lines prints an object a document: file, line (with --lines), summary,
@@ -171,10 +172,13 @@ def finish(job: Job, summaries: Sequence[Summary]) -> dict[str, Any]:
     return {**job.record, "summary": whole.text, "score": whole.score, "seconds": seconds}
 
 
-def generate(summarizer: Summarizer, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+def generate(
+    summarizer: Summarizer, jobs: Sequence[Job], args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """The records of some documents, generated together, in their order."""
     try:
-        found = iter(summarizer.generate([part for job in jobs for part in job.parts]))
+        parts = [part for job in jobs for part in job.parts]
+        found = iter(summarizer.generate(parts, stream=args.long == "stream"))
         for job in jobs:
             yield finish(job, [next(found) for _ in job.parts]) if job.parts else job.record
     except UserError as error:
@@ -182,7 +186,7 @@ def generate(summarizer: Summarizer, jobs: Sequence[Job]) -> Iterator[dict[str, 
             yield {**jobs[0].record, "error": str(error)}
         else:  # one of them is the culprit
             for job in jobs:
-                yield from generate(summarizer, [job])
+                yield from generate(summarizer, [job], args)
 
 
 def records(summarizer: Summarizer, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -197,9 +201,9 @@ def records(summarizer: Summarizer, args: argparse.Namespace) -> Iterator[dict[s
             jobs.append(job)
             tokens += sum(len(part.tokens) for part in job.parts)
         if item is None or tokens >= READ_AHEAD * summarizer.max_tokens:
-            yield from generate(summarizer, jobs)
+            yield from generate(summarizer, jobs, args)
             jobs, tokens = [], 0
-    yield from generate(summarizer, jobs)
+    yield from generate(summarizer, jobs, args)
 
 
 # ---------------------------------------------------------------------------------------- output

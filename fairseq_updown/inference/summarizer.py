@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..models.updown_transformer.segments import Streaming
 from .loading import (
     build_generator,
     check_search,
@@ -29,7 +30,7 @@ from .windows import SPACE, window_ends
 
 logger = logging.getLogger(__name__)
 
-Long = Literal["refuse", "truncate", "window"]
+Long = Literal["refuse", "truncate", "window", "stream"]
 
 
 class Document(NamedTuple):
@@ -96,6 +97,7 @@ class Summarizer:
         pieces: what cuts text into pieces.
         max_source_tokens: what the models take of a document, end of sentence included.
         max_tokens: most source tokens, padding included, of a batch of several documents.
+        stream_memory: what the decoder reads of a document without end is no longer.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Summarizer:
         generator: Any,
         pieces: Pieces,
         max_tokens: int,
+        stream_memory: int = 4096,
     ):
         self.task = task
         self.models = list(models)
@@ -114,6 +117,11 @@ class Summarizer:
         positions = [task.max_positions(), *(model.max_positions() for model in self.models)]
         self.prepended = int(getattr(task.cfg, "prepend_bos", False))  # tokens before each text
         self.max_source_tokens: int = utils.resolve_max_positions(*positions)[0] - self.prepended
+        self.streams = all(hasattr(model.encoder, "streaming") for model in self.models)
+        if self.streams:
+            how = Streaming(self.max_source_tokens + self.prepended, stream_memory)
+            for model in self.models:
+                model.encoder.streaming = how
 
     @property
     def model(self) -> Any:
@@ -135,6 +143,7 @@ class Summarizer:
         device: str | None = None,
         fp16: bool = False,
         max_tokens: int = 8192,
+        stream_memory: int = 4096,
         beam: int = 4,
         lenpen: float = 1.5,
         unkpen: float = 0.0,
@@ -155,6 +164,7 @@ class Summarizer:
             device: as torch names it, such as `cpu` or `cuda:1`; default: a GPU if there is one.
             fp16: compute in half precision.
             max_tokens: most source tokens, padding included, of a batch of several documents.
+            stream_memory: tokens that the decoder reads of a document without end, at most.
             beam, lenpen, unkpen, min_len, max_len_a, max_len_b, no_repeat_ngram_size: as in
                 fairseq-generate; lengths in pieces without end of sentence.
 
@@ -172,7 +182,7 @@ class Summarizer:
             model.make_generation_fast_(need_attn=False)
             (model.half() if fp16 else model).to(target)
         generator = build_generator(task, models, search)
-        return cls(task, models, generator, pieces, max_tokens)
+        return cls(task, models, generator, pieces, max_tokens, stream_memory)
 
     def summarize(self, texts: Sequence[str], long: Long = "refuse") -> list[Summary]:
         """A summary for each text, in the order given.
@@ -180,7 +190,8 @@ class Summarizer:
         Args:
             texts: plain text; white space of any kind counts as one space.
             long: what to do with a text longer than the checkpoint takes: `refuse` it, `truncate`
-                it to its start, or summarize it `window` after window, and join the summaries.
+                it to its start, summarize it `window` after window and join the summaries, or
+                encode it part after part, as a `stream`, into one memory for one summary.
 
         Raises:
             UserError: a text is empty, too long, or in no script that the checkpoint knows.
@@ -193,7 +204,8 @@ class Summarizer:
                 documents.append(self.fit(self.encode(text), long))
             except UserError as error:
                 raise UserError(f"texts[{number}]: {error}") from error
-        found = iter(self.generate([part for parts in documents for part in parts]))
+        parts = [part for parts in documents for part in parts]
+        found = iter(self.generate(parts, stream=long == "stream"))
         return [join([next(found) for _ in parts]) for parts in documents]
 
     # ---------------------------------------------------------------------------------- text
@@ -256,7 +268,8 @@ class Summarizer:
         """The parts of a document to be summarized, each of a length that the models take.
 
         Raises:
-            UserError: nothing of it is in the dictionary; or it is too long, and `long` is "refuse"
+            UserError: nothing of it is in the dictionary; or it is too long, and `long` is
+                "refuse", or "stream" and the model has no such encoder.
         """
         if long not in get_args(Long):
             raise UserError(f"long {long!r} is none of {', '.join(get_args(Long))}: give one")
@@ -275,23 +288,30 @@ class Summarizer:
         if long == "window":
             ends = window_ends(document.pieces, limit - 1)
             return [self.part(document, *span) for span in zip([0, *ends], ends)]
+        if long == "stream" and self.streams:
+            return [document]
         raise UserError(
             f"{length:,} tokens, more than the {limit:,} that the checkpoint takes: give --long "
-            "truncate to summarize the start, or --long window to summarize part after part"
+            "truncate to summarize the start, --long window to summarize part after part, or, if "
+            "it is of an updown_transformer, --long stream for one summary of all"
         )
 
     # ---------------------------------------------------------------------------- generation
 
-    def generate(self, documents: Sequence[Document]) -> list[Summary]:
+    def generate(self, documents: Sequence[Document], stream: bool = False) -> list[Summary]:
         """The best hypothesis for each document, in the order given.
 
         Which documents are generated together changes nothing but rounding.
 
+        Args:
+            documents: what :meth:`fit` returned.
+            stream: whether they may be longer than `max_source_tokens`.
+
         Raises:
-            UserError: a document is longer than `max_source_tokens`, or too long for the memory.
+            UserError: a document is longer than it may be, or too long for the memory.
         """
         for document in documents:
-            if len(document.tokens) > self.max_source_tokens:
+            if len(document.tokens) > self.max_source_tokens and not stream:
                 raise UserError(
                     f"a document of {len(document.tokens):,} tokens is longer than the "
                     f"{self.max_source_tokens:,} that the checkpoint takes: truncate or divide it"
@@ -305,7 +325,7 @@ class Summarizer:
         return [summaries[index] for index in range(len(documents))]
 
     def _batches(self, documents: Sequence[Document]) -> Iterator[list[int]]:
-        """Groups documents of similar length, longest first, within `max_tokens`.
+        """Groups documents of similar length, longest first, within `max_tokens`; streams alone.
 
         fairseq bounds the output's length by the longest source of the batch; so only documents
         with the same bound go together.
@@ -319,6 +339,7 @@ class Summarizer:
         for index in order:
             if batch and (
                 (len(batch) + 1) * len(documents[batch[0]].tokens) > self.max_tokens
+                or len(documents[batch[0]].tokens) > self.max_source_tokens
                 or bound(batch[0]) != bound(index)
             ):
                 yield batch

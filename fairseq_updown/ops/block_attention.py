@@ -26,7 +26,7 @@ def attend_beside_slots(
 
     On a CPU without dropout the two kinds of keys are attended to apart, by torch's fused kernel,
     and merged by their log-sum-exps, so that slots are not repeated for every block. Otherwise
-    they are set side by side.
+    they are set side by side, and where there are slots of earlier segments.
 
     Args:
         query: `(B, num_blocks, b, d)`.
@@ -38,8 +38,9 @@ def attend_beside_slots(
     Returns:
         `(B, num_blocks, b, d)`.
     """
-    if query.device.type == "cpu" and dropout == 0.0 and kernel_works():
-        return _BesideSlots.apply(query, *keys, num_heads, scale)
+    is_plain = dropout == 0.0 and keys.num_earlier == 0
+    if query.device.type == "cpu" and is_plain and kernel_works():
+        return _BesideSlots.apply(query, *keys[:-1], num_heads, scale)
     return attend_side_by_side(query, keys, num_heads, scale, dropout)
 
 
@@ -85,7 +86,7 @@ class _BesideSlots(torch.autograd.Function):
             weight = torch.sigmoid(lse[:, rows] - slot_lse).unsqueeze(-1).to(out.dtype)
             out[:, rows] = torch.lerp(slot_out[..., :head_dim], out[:, rows], weight)
             lse[:, rows] = torch.logaddexp(lse[:, rows], slot_lse)
-        ctx.save_for_backward(query, *keys, out, lse)
+        ctx.save_for_backward(query, *keys[:-1], out, lse)
         ctx.num_heads, ctx.scale = num_heads, scale
         return out.reshape(query.shape)
 
@@ -200,7 +201,7 @@ def kernel_works() -> bool:
     uncounted = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
     try:
         with torch.enable_grad(), torch.autocast("cpu", enabled=False), uncounted:
-            fast = _BesideSlots.apply(query, *keys, 1, 0.5)
+            fast = _BesideSlots.apply(query, *keys[:-1], 1, 0.5)
             plain = attend_side_by_side(query, keys, 1, 0.5)
             grads = (torch.autograd.grad(out.square().sum(), tensors) for out in (fast, plain))
             pairs = [(fast, plain), *zip(*grads)]

@@ -5,6 +5,7 @@ float32 or fewer bits, the weights are read sooner. The plain form is `nn.Linear
 """
 
 import logging
+import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
@@ -87,14 +88,21 @@ class Int8(Format):
     def pack(self, module: nn.Linear, rows: int) -> Any:
         weight = module.weight.detach()
         scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
-        zero = torch.zeros(len(scale), dtype=torch.long)
-        quantized = torch.quantize_per_channel(weight, scale.double(), zero, 0, torch.qint8)
-        return torch.ops.quantized.linear_prepack(quantized, None)
+        return _pack_quantized(weight, scale.double())
 
     def multiply(self, packed: Any, module: nn.Linear, x: Tensor, rows: int) -> Tensor:
         largest = x.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
         out = _multiply_quantized(x / largest, packed, _row_levels())
         return out * largest if module.bias is None else torch.addcmul(module.bias, out, largest)
+
+
+def _pack_quantized(weight: Tensor, scale: Tensor) -> Any:
+    """A weight in 8 bits, with a scale, `(outputs,)`, for each output."""
+    zero = torch.zeros(len(scale), dtype=torch.long)
+    with warnings.catch_warnings():  # torch will drop these types; `works` tries them
+        warnings.simplefilter("ignore", UserWarning)
+        quantized = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
+    return torch.ops.quantized.linear_prepack(quantized, None)
 
 
 def _multiply_quantized(x: Tensor, packed: Any, levels: int) -> Tensor:
@@ -107,9 +115,7 @@ def _multiply_quantized(x: Tensor, packed: Any, levels: int) -> Tensor:
 def _row_levels() -> int:
     """127, or half as many on processors whose 8-bit products overflow 16 bits when two add up."""
     ones = torch.ones(1, 64)
-    zero = torch.zeros(1, dtype=torch.long)
-    weight = torch.quantize_per_channel(ones, torch.tensor([1 / 127.0]), zero, 0, torch.qint8)
-    packed = torch.ops.quantized.linear_prepack(weight, None)
+    packed = _pack_quantized(ones, torch.tensor([1 / 127.0]))
     exact = abs(float(_multiply_quantized(ones, packed, 127)) - 64) < 0.5
     return 127 if exact else 63
 

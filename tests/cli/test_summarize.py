@@ -1,6 +1,7 @@
 """summarize.py with a small trained checkpoint: what it says, and what it says of bad input."""
 
 import json
+import math
 import os
 import pickle
 import re
@@ -168,6 +169,34 @@ def test_a_long_document_is_refused_cut_or_divided_as_asked(toy: Toy, cli: Any) 
     assert all(part.text.endswith(".") for part in parts)
     assert " ".join(part.text for part in parts) == text
     assert record["summary"] == " ".join(each.text for each in summarizer.generate(parts))
+
+
+def test_a_stream_of_any_length_becomes_one_summary(toy: Toy, cli: Any) -> None:
+    summarizer, short = toy.load(), toy.documents[0]
+    text = " ".join(toy.documents * 20)
+    total = len(summarizer.encode(text).tokens)
+    assert total > 100 * LIMIT
+    _, out, _ = cli("--long", "stream", "--json-lines", "--stream-memory", 50, stdin=text.encode())
+    record = json.loads(out)
+    assert [record[key] for key in ("source_tokens", "tokens_cut", "windows")] == [total, 0, 1]
+    few = toy.load(stream_memory=50)
+    (streamed,) = few.generate([few.encode(text)], stream=True)
+    assert record["summary"] == streamed.text
+    with torch.no_grad():
+        memory = few.model.encoder(few.encode(text).tokens[None])["encoder_out"][0]
+    assert len(memory) == math.ceil(total / LIMIT)  # a slot a segment, for they are more than 50
+    texts = [short, text, short]
+    together = [summary.text for summary in few.summarize(texts, long="stream")]
+    alone = [few.summarize([each], long="stream")[0].text for each in texts]
+    assert together == alone
+    assert together[0] == summarizer.summarize([short])[0].text
+
+
+def test_a_stock_model_reads_no_stream(toy: Toy) -> None:
+    summarizer = toy.load()
+    summarizer.streams = False  # as where an encoder has no such attribute
+    with pytest.raises(UserError, match="if it is of an updown_transformer, --long stream"):
+        summarizer.fit(summarizer.encode(toy.documents[3]), "stream")
 
 
 # ------------------------------------------------------------------------------ bad documents

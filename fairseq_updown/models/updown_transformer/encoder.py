@@ -1,6 +1,6 @@
 """The encoder: realign once, layers with carried state, pools between stages."""
 
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.models.transformer import TransformerEncoderBase
@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from ...attention.copying import SourceWords
 from ...attention.cross import Memory
+from ...attention.encoder import SlotAttention
 from ...attention.functional import (
     full_precision,
     keep_in_graph,
     left_align_order,
     lowered,
 )
+from ...attention.slots import BlockPooling
 from ...decoding.beams import regroup_rows
 from ...decoding.cache import select_rows
 from ...mass import TokenMass
@@ -21,20 +23,9 @@ from ...ops.autocast import mixed_precision
 from ...pyramid import RowLengths, SequencePooling
 from .layers import UpdownEncoderLayer, wrap_layer
 from .options import parse_pool_layers
+from .segments import Encoded, LayerSlots, SourceTrace, Streaming, encode_segments
 
 EncoderOut = Dict[str, List[Tensor]]
-
-
-class SourceTrace(NamedTuple):
-    """Where the source tokens are now, through all poolings so far.
-
-    Attributes:
-        slot: `(bsz, src_len)` long, the position each source token went to; at pads any.
-        weight: `(bsz, src_len)`, its share of that position, at least float32; 0 at pads.
-    """
-
-    slot: Tensor
-    weight: Tensor
 
 
 class UpdownTransformerEncoder(TransformerEncoderBase):
@@ -44,6 +35,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
     next stage's anchor.
     """
 
+    streaming: Optional[Streaming] = None  # how to read sources without end, in generation
     _layers_built = 0  # fairseq's constructor builds them in order, without a number
 
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: Any, return_fc: bool = False):
@@ -54,11 +46,12 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
                 cfg.encoder.embed_dim,
                 rate=rate,
                 min_length=min_length,
-                pooling=str(cfg.updown_pooling),
-                pooling_base=cfg.updown_pooling_base,
+                pooling=self.pooling,
+                pooling_base=self.pooling_base,
             )
 
         self.autocast = str(cfg.updown_autocast)
+        self.pooling, self.pooling_base = str(cfg.updown_pooling), cfg.updown_pooling_base
         self.copies = bool(cfg.updown_copy)
         layers = parse_pool_layers(cfg.updown_pool_layers, cfg.encoder.layers)
         self.pools = nn.ModuleDict(
@@ -107,18 +100,18 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         Raises:
             ValueError: a row is longer than `--max-source-positions`, or `src_len` is 0.
         """
-        tokens, lengths, trace, order = self.realign(src_tokens)
-        source_lengths = lengths.tensor
+        tokens, source_lengths, trace, order = self.realign(src_tokens)
         if token_embeddings is not None:
             token_embeddings = token_embeddings.gather(
                 1, order.unsqueeze(-1).expand(-1, -1, token_embeddings.size(-1))
             )
-        x, encoder_embedding = self.forward_embedding(tokens, token_embeddings)
-        x, lengths, mass, trace, states = self.run_layers(x, lengths, trace, return_all_hiddens)
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        if self.memory_pool is not None:
-            x, lengths, mass, trace = self.pool(self.memory_pool, x, lengths, mass, trace)
+        if self.streaming is not None and source_lengths.longest > self.streaming.segment_size:
+            encoded = encode_segments(self, tokens, self.streaming)
+        else:
+            encoded = self.encode_segment(
+                tokens, source_lengths, trace, token_embeddings, return_all_hiddens
+            )
+        x, lengths, mass, trace, embedding, states = encoded
         pads = [mask for mask in [lengths.padding_mask(x.size(1))] if mask is not None]
         no_pads = [] if pads else [torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)]
         words = SourceWords.of(src_tokens) if self.copies else None
@@ -126,11 +119,11 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             "encoder_out": [x.transpose(0, 1)],  # T x B x C
             "encoder_padding_mask": pads or no_pads,  # B x T
             "memory_padding_mask": pads,  # B x T
-            "encoder_embedding": [encoder_embedding],  # B x T x C, before any pooling
+            "encoder_embedding": [embedding],  # B x T x C, before any pooling
             "encoder_states": [x for x, _ in states],  # List[T x B x C]
             "fc_results": [fc_result for _, fc_result in states[1:]],  # List[B x T x C]
             "src_tokens": [],
-            "src_lengths": [source_lengths.unsqueeze(1).int()],
+            "src_lengths": [source_lengths.tensor.unsqueeze(1).int()],
             "memory_counts": [mass.counts] if mass is not None else [],
             "memory_scores": [mass.scores] if mass is not None else [],
             "source_slot": [trace.slot],
@@ -140,14 +133,39 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             "row_sentence": [torch.arange(x.size(0), device=x.device)],
         }
 
+    def encode_segment(
+        self,
+        tokens: Tensor,
+        lengths: RowLengths,
+        trace: SourceTrace,
+        token_embeddings: Optional[Tensor] = None,
+        keep_states: bool = False,
+        earlier: Optional[LayerSlots] = None,
+    ) -> Encoded:
+        """From tokens, `(bsz, length)`, real ones first, to what the decoder reads; arguments as in
+        :meth:`run_layers`."""
+        x, embedding = self.forward_embedding(tokens, token_embeddings)
+        x, lengths, mass, trace, states = self.run_layers(x, lengths, trace, keep_states, earlier)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        if self.memory_pool is not None:
+            x, lengths, mass, trace = self.pool(self.memory_pool, x, lengths, mass, trace)
+        return Encoded(x, lengths, mass, trace, embedding, states)
+
     def run_layers(
-        self, x: Tensor, lengths: RowLengths, trace: SourceTrace, keep_states: bool
+        self,
+        x: Tensor,
+        lengths: RowLengths,
+        trace: SourceTrace,
+        keep_states: bool,
+        earlier: Optional[LayerSlots] = None,
     ) -> Tuple[Tensor, RowLengths, Optional[TokenMass], SourceTrace, List[Any]]:
         """The stages, layer by layer, with the pools that end them.
 
         Args:
             x: `(bsz, length, embed_dim)`, real tokens first.
             keep_states: also return what each layer made of it.
+            earlier: of the segments before x, to which what x leaves is added.
 
         Returns:
             x, its lengths and mass, where the source tokens went; and if asked for, before and
@@ -163,7 +181,10 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         for index in range(self.num_layers):
             layer = self.layers[index]
             if id(layer) in kept:
-                x, fc_result, state = layer(x, padding_mask, mass, state)
+                before = () if earlier is None else earlier.before(index)
+                x, fc_result, state = layer(x, padding_mask, mass, state, *before)
+                if earlier is not None:
+                    earlier.add(index, state)
                 if keep_states:
                     states.append((x.transpose(0, 1), fc_result))
             if str(index + 1) in self.pools:
@@ -190,7 +211,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         *numbers, unaligned = counted.tolist()  # the only wait for the device
         lengths = RowLengths(tuple(numbers), counted[:-1])
         longest = lengths.longest
-        if longest > self.max_positions():
+        if longest > self.max_positions() and self.streaming is None:
             raise ValueError(
                 f"a source of {longest} tokens exceeds --max-source-positions "
                 f"{self.max_positions()}; raise it or truncate (--truncate-source)"
@@ -218,9 +239,16 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             return keep_in_graph(x, pooling.parameters()), lengths, mass, trace
         pooled = pooling(x, lengths, mass)
         weights = pooled.weights if self.copies else pooled.weights.detach()
-        share = weights.to(trace.weight).gather(1, trace.slot)
-        slot = pooled.assignment.gather(1, trace.slot).clamp(max=pooled.x.size(1) - 1)
-        return pooled.x, pooled.lengths, pooled.mass, SourceTrace(slot, trace.weight * share)
+        return pooled.x, pooled.lengths, pooled.mass, trace.through(pooled, weights)
+
+    def compressors(self) -> Dict[int, BlockPooling]:
+        """Of the layers that have slots, by their index."""
+        attentions = [layer.self_attn for layer in self.layers]
+        return {
+            index: attention.compressor
+            for index, attention in enumerate(attentions)
+            if isinstance(attention, SlotAttention) and attention.compressor is not None
+        }
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """Follows a reordering of the decoder's rows; a sentence is kept once for all its beams.

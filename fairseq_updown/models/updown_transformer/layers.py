@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ...attention.cross import CrossAttention, CrossRead, Memory, MemoryKeys
 from ...attention.decoder import DecoderSelfAttention
 from ...attention.encoder import SlotAttention
-from ...attention.slots import BlockPooling, PooledBlocks
+from ...attention.slots import BlockPooling, EarlierSlots, PooledBlocks
 from ...decoding.beams import BeamHistory
 from ...decoding.cache import LayerCache
 from ...mass import TokenMass
@@ -135,6 +135,7 @@ class UpdownEncoderLayer(_Sublayers, TransformerEncoderLayerBase):
         padding_mask: Optional[Tensor],
         mass: Optional[TokenMass],
         state: Any,
+        earlier: Optional[EarlierSlots] = None,
     ) -> Tuple[Tensor, Optional[Tensor], Any]:
         """
         Args:
@@ -142,12 +143,14 @@ class UpdownEncoderLayer(_Sublayers, TransformerEncoderLayerBase):
             padding_mask: `(bsz, length)` bool or None.
             mass: what the tokens stand for, None if they were never pooled.
             state: what the attention of the layer before returned, None in an anchor layer.
+            earlier: of the segments before x; such a layer's attention is a :class:`SlotAttention`.
 
         Returns:
             x, the feed-forward output (None unless `return_fc`), and the attention's state.
         """
         norm = self.self_attn_layer_norm
-        out, state = self.self_attn(self.before(norm, x), padding_mask, mass, state)
+        more = () if earlier is None else (earlier,)
+        out, state = self.self_attn(self.before(norm, x), padding_mask, mass, state, *more)
         x = self.after(norm, x, out)
         norm = self.final_layer_norm
         fc_result = self.feed_forward(self.before(norm, x))

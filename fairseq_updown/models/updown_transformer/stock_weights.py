@@ -45,7 +45,7 @@ def fit_stock_weights(
         found, wanted = tuple(state_dict[key].shape), tuple(initial[key].shape)
         if found != wanted:
             raise ValueError(
-                f"the checkpoint's {key} is {found}, that of this model with --updown-mixer {mixer} "
+                f"the checkpoint's {key} is {found}, this model's with --updown-mixer {mixer} "
                 f"{wanted}: give the --updown-mixer and the embedding size of its training (a size "
                 "is part of the mixer's name, as in luna=64)"
             )

@@ -267,7 +267,7 @@ class SummarizationTask(TranslationTask):
         )
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's, but every sample is in some batch.
+        """As the parent's, but every sample is in some batch, and no worker outlives its iterator.
 
         Raises:
             ValueError: a sample alone is over `--max-tokens`.
@@ -284,7 +284,12 @@ class SummarizationTask(TranslationTask):
                 f"--max-tokens {max_tokens}: a sample of {longest} tokens fits no batch; raise it "
                 f"to {longest}, or cut samples with --truncate-source --max-source-positions N"
             )
-        return super().get_batch_iterator(dataset, *args, **kwargs)
+        batches = super().get_batch_iterator(dataset, *args, **kwargs)
+        if not self.can_reuse_epoch_itr(dataset):
+            # Workers kept for another epoch of it would wait for ever; when garbage is collected,
+            # training waits for each of them.
+            batches.persistent_workers = False
+        return batches
 
     def _cut(self, label: str, dataset: Any, limit: int, asked: bool) -> Any:
         """Truncates, with room for what is prepended, and logs the count; a data set in which

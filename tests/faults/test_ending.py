@@ -28,3 +28,20 @@ def test_prefetching_ends_before_the_program(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     assert run("python", program) == "torch.Size([400, 50])\n"
+
+
+WORKERS = """
+import multiprocessing
+import fairseq_updown
+import torch
+from fairseq.data.iterators import BufferedIterator
+
+batches = BufferedIterator(5, torch.utils.data.DataLoader(range(12), 4, num_workers=2))
+print([next(batches).tolist() for _ in range(len(batches))], multiprocessing.active_children())
+"""
+
+
+def test_workers_end_with_their_epoch(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(WORKERS)
+    assert run("python", program) == "[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]] []\n"

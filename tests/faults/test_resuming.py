@@ -24,11 +24,10 @@ def make_task(work: Path) -> SummarizationTask:
     return SummarizationTask.setup_task(cfg)
 
 
-def iterator(task: SummarizationTask, epoch: int, split: str = "train") -> Any:
+def iterator(task: SummarizationTask, epoch: int, split: str = "train", **options: Any) -> Any:
     """As fairseq's trainer makes one."""
-    return task.get_batch_iterator(
-        task.dataset(split), max_tokens=900, max_positions=(1024, 1024), seed=1, epoch=epoch
-    )
+    limits: Dict[str, Any] = dict(max_tokens=900, max_positions=(1024, 1024))
+    return task.get_batch_iterator(task.dataset(split), **limits, seed=1, epoch=epoch, **options)
 
 
 def train(task: SummarizationTask, found: Any) -> Dict[int, List]:
@@ -70,6 +69,16 @@ def test_every_epoch_goes_on_with_the_batches_of_an_unbroken_training(
     for later, batches in train(task, resumed).items():
         seen[later] = seen.get(later, []) + batches
     assert seen == whole
+
+
+def test_no_worker_of_an_epoch_stays(work: Path) -> None:
+    task = make_task(work)
+    task.load_dataset("train")
+    before = len(multiprocessing.active_children())
+    for epoch in (1, 2):
+        batches = iterator(task, epoch, num_workers=1, data_buffer_size=2).next_epoch_itr()
+        assert sum(len(batch["id"]) for batch in batches) == 240
+        assert len(multiprocessing.active_children()) == before
 
 
 def test_validation_keeps_its_batches(work: Path) -> None:

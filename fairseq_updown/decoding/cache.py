@@ -14,7 +14,7 @@ from torch import Tensor
 from ..attention.cross import MemoryKeys
 from .beams import BeamHistory, Regrouping, regroup_rows
 
-# Positions that a new cache has room for.
+# Positions that a new cache has room for; a full one grows by half.
 _INITIAL_CAPACITY = 16
 
 
@@ -202,7 +202,7 @@ def write(buffer: Optional[Tensor], position: int, new: Tensor, dim: int = 1) ->
         `(S, *, capacity > position, K, *)`.
     """
     if buffer is None or position >= buffer.size(dim):
-        capacity = max(_INITIAL_CAPACITY, 2 * position)
+        capacity = max(_INITIAL_CAPACITY, position + position // 2)
         grown = new.new_empty(*new.shape[:dim], capacity, *new.shape[dim:])
         if buffer is not None:
             grown.narrow(dim, 0, position).copy_(buffer.narrow(dim, 0, position))

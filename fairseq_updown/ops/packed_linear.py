@@ -1,10 +1,12 @@
 """Linear layers in the steps of a generation, where reading the weights takes most of the time.
 
-A step multiplies a few rows, one a hypothesis, by every weight of the decoder. Packed for that, in
-float32 or fewer bits, the weights are read sooner. The plain form is `nn.Linear` itself.
+A step multiplies some rows, one a hypothesis, by every weight of the decoder. Packed for a few rows in
+float32, the weights are read sooner; in fewer bits, products of many rows are faster, too. The plain
+form is `nn.Linear` itself.
 """
 
 import logging
+import sys
 import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,7 +31,7 @@ class Format:
         of_rows: whether what is packed is for one number of rows only.
     """
 
-    rows = range(1, 65)
+    rows = range(1, sys.maxsize)
     first_step = 1
     of_rows = False
 

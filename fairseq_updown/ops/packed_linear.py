@@ -1,8 +1,8 @@
 """Linear layers in the steps of a generation, where reading the weights takes most of the time.
 
-A step multiplies some rows, one a hypothesis, by every weight of the decoder. Packed for a few rows in
-float32, the weights are read sooner; in fewer bits, products of many rows are faster, too. The plain
-form is `nn.Linear` itself.
+A step multiplies some rows, one a hypothesis, by every weight of the decoder. Packed for a few rows
+in float32, the weights are read sooner; in fewer bits, products of many rows are faster, too. The
+plain form is `nn.Linear` itself.
 """
 
 import logging

@@ -262,7 +262,7 @@ def build_corpus(
     """Build the corpus at ``args.out``, unless it is there; print its report.
 
     Args:
-        args: with ``out``, ``overwrite``, ``vocab_size`` and ``seed``
+        args: with ``out``, ``overwrite``, ``vocab_size``, ``workers`` and ``seed``
         kind: what the output is called in ``report.json``
         options: what the corpus depends on
         read: returns each split's pairs (of ``SPLITS``, and of more if it likes), given the report
@@ -290,7 +290,9 @@ def build_corpus(
         report["dropped"] = dict(sorted((+drops).items()))
         print("training sentencepiece and encoding", file=sys.stderr, flush=True)
         texts = model_text.texts(raw, suffixes, args.seed)
-        report["splits"] = encode_parallel(partial, list(splits), suffixes, texts, args.vocab_size)
+        report["splits"] = encode_parallel(
+            partial, list(splits), suffixes, texts, args.vocab_size, args.workers
+        )
         if finish:
             finish(report, partial)
         (partial / REPORT).write_text(to_json(report), encoding="utf-8")
@@ -325,6 +327,8 @@ def corpus_parser(prog: str, description: str | None, vocab_size: int = 8000) ->
     add("--out", type=Path, required=True, metavar="DIR", help="directory to create")
     add("--vocab-size", type=positive, default=vocab_size, metavar="N",
         help="sentencepiece pieces (default %(default)s)")  # fmt: skip
+    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
+        help="processes that read and encode (default: one a core)")  # fmt: skip
     add("--seed", type=int, default=1, help="of the split and of what is drawn (default 1)")
     add("--overwrite", action="store_true", help="replace a corpus that this command made before")
     return parser

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,8 @@ from .files import read_lines, write_lines
 SHINGLE = 5
 NEAR_COPY = 0.5
 NEAR_COPY_SAME_TARGET = 0.25
+_HELD = 64  # texts of a worker
+_worker_model: sentencepiece.SentencePieceProcessor
 
 
 class Groups:
@@ -113,6 +120,7 @@ def encode_parallel(
     suffixes: Sequence[str],
     model_texts: Iterable[str],
     vocab_size: int,
+    workers: int = 1,
 ) -> dict[str, dict[str, Any]]:
     """Write ``spm/`` with the model, ``dict.txt`` and the encoded text of ``raw/``, by lines.
 
@@ -122,6 +130,7 @@ def encode_parallel(
         suffixes: of a split's files, which are aligned
         model_texts: what to train the sentencepiece model on
         vocab_size: its number of pieces, with the unknown piece
+        workers: processes that encode; the result is the same
 
     Returns:
         for each split the number of pairs, and for each suffix its lengths in words and pieces
@@ -140,7 +149,7 @@ def encode_parallel(
         figures[name] = {}
         for suffix in suffixes:
             file = f"{name}.{suffix}"
-            words, pieces, seen = encode_lines(model, out / "raw" / file, spm / file)
+            words, pieces, seen = encode_lines(model, out / "raw" / file, spm / file, workers)
             figures[name]["pairs"] = len(words)
             figures[name][suffix] = {
                 "words": lengths(words),
@@ -154,17 +163,52 @@ def encode_parallel(
 
 
 def encode_lines(
-    model: sentencepiece.SentencePieceProcessor, raw: Path, encoded: Path
+    model: sentencepiece.SentencePieceProcessor, raw: Path, encoded: Path, workers: int = 1
 ) -> tuple[list[int], list[int], Counter[str]]:
     """Encode a file by lines; return each one's words and pieces, and how often pieces occur."""
     words: list[int] = []
     pieces: list[int] = []
     seen: Counter[str] = Counter()
+    texts = progress(read_lines(raw), f"encoding {raw.name}")
     with encoded.open("w", encoding="utf-8", newline="\n") as file:
-        for text in progress(read_lines(raw), f"encoding {raw.name}"):
-            found = model.encode(text, out_type=str)
-            file.write(" ".join(found) + "\n")
-            words.append(len(text.split()))
+        for num_words, line in _encode_all(model, texts, workers):
+            found = line.split(" ") if line else []
+            file.write(f"{line}\n")
+            words.append(num_words)
             pieces.append(len(found))
             seen.update(found)
     return words, pieces, seen
+
+
+def _encode_all(
+    model: sentencepiece.SentencePieceProcessor, texts: Iterator[str], workers: int
+) -> Iterator[tuple[int, str]]:
+    """Of each text its number of words, and its pieces between spaces.
+
+    With several workers some hundred texts are held at a time, however many there are.
+    """
+    several = list(islice(texts, _HELD))
+    if workers == 1 or len(several) < _HELD:  # so few are not worth a process
+        yield from map(partial(_encode, model), chain(several, texts))
+        return
+    proto = model.serialized_model_proto()
+    with ProcessPoolExecutor(workers, get_context("fork"), _start_worker, (proto,)) as pool:
+        while several:
+            yield from pool.map(_encode_by_worker, several, chunksize=8)
+            several = list(islice(texts, _HELD * workers))
+
+
+def _encode(model: sentencepiece.SentencePieceProcessor, text: str) -> tuple[int, str]:
+    return len(text.split()), " ".join(model.encode(text, out_type=str))
+
+
+def _start_worker(proto: bytes) -> None:
+    """Ctrl-C is for the parent, which ends the workers; SIGTERM ends a worker as it would any."""
+    global _worker_model
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _worker_model = sentencepiece.SentencePieceProcessor(model_proto=proto)
+
+
+def _encode_by_worker(text: str) -> tuple[int, str]:
+    return _encode(_worker_model, text)

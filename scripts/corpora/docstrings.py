@@ -271,8 +271,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="at most N pairs in valid and in test (default 600)")  # fmt: skip
     add("--roots", type=Path, nargs="+", metavar="DIR",
         help="source trees to read instead of the running environment")  # fmt: skip
-    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
-        help="processes that parse (default: one a core)")  # fmt: skip
     return parser.parse_args(argv)
 
 

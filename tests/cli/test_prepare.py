@@ -378,3 +378,12 @@ def test_an_interruption_leaves_what_was_there(
     assert build(tmp_path / "out", *given, "--overwrite") == 130
     assert content(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_any_number_of_workers_gives_the_same(tmp_path: Path) -> None:
+    source = tmp_path / "all.jsonl"
+    source.write_text("\n".join(map(plain, texts(300))), encoding="utf-8")
+    folders = [tmp_path / "one", tmp_path / "three"]
+    for folder, workers in zip(folders, (1, 3)):
+        assert build(folder, "--json-lines", source, "--workers", workers) == 0
+    assert content(folders[0]) == content(folders[1])

@@ -8,26 +8,26 @@ pieces' numbers between spaces. A file is written whole or not at all, and one t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 
 from fairseq_updown.cli.support import CommandParser, UserError, positive, progress, run_command
-from fairseq_updown.data.files import write_lines
+from fairseq_updown.data.files import read_lines, write_lines
+from fairseq_updown.data.parallel_text import map_by_workers
+
+encoder: Any  # of each worker
 
 
-@cache
-def encoder(json_file: str, bpe_file: str) -> Any:
-    return get_encoder(json_file, bpe_file)
+def load_encoder(json_file: str, bpe_file: str) -> None:
+    global encoder
+    encoder = get_encoder(json_file, bpe_file)
 
 
-def encode(job: tuple[str, str, str]) -> str:
-    """A line of text as a line of numbers; the files of the encoding come with it."""
-    *files, text = job
-    return " ".join(map(str, encoder(*files).encode(text)))
+def encode(text: str) -> str:
+    """A line of text as a line of numbers."""
+    return " ".join(map(str, encoder.encode(text)))
 
 
 def run(args: Any) -> None:
@@ -40,15 +40,13 @@ def run(args: Any) -> None:
     if missing:
         raise UserError(f"{args.corpus}/raw has no {missing[0]}: make it with updown-prepare")
     args.out.mkdir(parents=True, exist_ok=True)
-    with get_context("fork").Pool(args.workers) as pool:
-        for name in names:
-            if (args.out / name).exists():
-                continue
-            with (args.corpus / "raw" / name).open(encoding="utf-8") as lines:
-                jobs = ((*files, line.rstrip("\n")) for line in lines)
-                partial = args.out / f"{name}.partial"
-                write_lines(partial, progress(pool.imap(encode, jobs, 16), name))
-                partial.replace(args.out / name)
+    for name in names:
+        encoded = args.out / name
+        if not encoded.exists():
+            texts = progress(read_lines(args.corpus / "raw" / name), name)
+            partial = args.out / f"{name}.partial"
+            write_lines(partial, map_by_workers(encode, texts, args.workers, load_encoder, *files))
+            partial.replace(encoded)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ step is skipped and training resumes when run again.
   --vocab-bpe FILE      the same
   --corpus DIR          of updown-prepare (with --tiny also: of scripts/corpora/rfc.py, the default)
   --tiny                on CPUs: a small BART, trained here first by fairseq's denoising task
-  --pretraining N       its updates (default: 1500)
+  --pretraining N       its updates (default: 1000)
   --tokens N            cut documents to N tokens (default: 16384; with --tiny 4096); up to 1024 it is
                         BART itself
   --scratch             do not start from BART
@@ -29,7 +29,7 @@ step is skipped and training resumes when run again.
 EOF
 }
 
-bart='' size=large encoder_json='' vocab_bpe='' corpus='' tiny=0 pretraining=1500 tokens='' scratch=0
+bart='' size=large encoder_json='' vocab_bpe='' corpus='' tiny=0 pretraining=1000 tokens='' scratch=0
 updates='' data=bart threads=2
 parse_options "--bart --size --encoder-json --vocab-bpe --corpus --pretraining --tokens --updates \
 --data --threads" "--tiny --scratch" "$@"
@@ -108,7 +108,7 @@ if ((tiny)) && [[ ! -e $bart/model.pt ]]; then
         --trainpref "$encoded/train.src" --validpref "$encoded/valid.src"
     step "fairseq-train: a small BART, up to $pretraining updates in $bart"
     fairseq-train "$data/bin-denoising" --cpu --task denoising --arch bart_base "${shape[@]}" \
-        "${bpe[@]}" --mask 0.3 --mask-length span-poisson --poisson-lambda 3.5 --replace-length 1 \
+        --mask 0.3 --mask-length span-poisson --poisson-lambda 3.5 --replace-length 1 \
         --tokens-per-sample 512 --sample-break-mode none --skip-invalid-size-inputs-valid-test \
         --max-source-positions 1024 --max-target-positions 1024 --share-all-embeddings \
         --layernorm-embedding --dropout 0 --attention-dropout 0 \

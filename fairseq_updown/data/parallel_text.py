@@ -7,13 +7,13 @@ import re
 import signal
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sentencepiece
 
@@ -26,6 +26,8 @@ NEAR_COPY = 0.5
 NEAR_COPY_SAME_TARGET = 0.25
 _HELD = 64  # texts of a worker
 _worker_model: sentencepiece.SentencePieceProcessor
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Groups:
@@ -188,25 +190,46 @@ def _encode_all(
     With several workers some hundred texts are held at a time, however many there are.
     """
     several = list(islice(texts, _HELD))
+    texts = chain(several, texts)
     if workers == 1 or len(several) < _HELD:  # so few are not worth a process
-        yield from map(partial(_encode, model), chain(several, texts))
-        return
-    proto = model.serialized_model_proto()
-    with ProcessPoolExecutor(workers, get_context("fork"), _start_worker, (proto,)) as pool:
-        while several:
-            yield from pool.map(_encode_by_worker, several, chunksize=8)
-            several = list(islice(texts, _HELD * workers))
+        yield from map(partial(_encode, model), texts)
+    else:
+        proto = model.serialized_model_proto()
+        yield from map_by_workers(_encode_by_worker, texts, workers, _load_model, proto)
+
+
+def map_by_workers(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    workers: int,
+    start: Callable[..., None],
+    *given: Any,
+) -> Iterator[R]:
+    """``function`` of each item, in order, by several processes.
+
+    Args:
+        start: called in each process first, with what is ``given``
+    """
+    items = iter(items)
+    context = get_context("fork")
+    with ProcessPoolExecutor(workers, context, _start_worker, (start, *given)) as pool:
+        while several := list(islice(items, _HELD * workers)):
+            yield from pool.map(function, several, chunksize=8)
 
 
 def _encode(model: sentencepiece.SentencePieceProcessor, text: str) -> tuple[int, str]:
     return len(text.split()), " ".join(model.encode(text, out_type=str))
 
 
-def _start_worker(proto: bytes) -> None:
+def _start_worker(start: Callable[..., None], *given: Any) -> None:
     """Ctrl-C is for the parent, which ends the workers; SIGTERM ends a worker as it would any."""
-    global _worker_model
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    start(*given)
+
+
+def _load_model(proto: bytes) -> None:
+    global _worker_model
     _worker_model = sentencepiece.SentencePieceProcessor(model_proto=proto)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import logging
 import os
 import platform
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from filelock import FileLock
 
 import fairseq_updown
 from fairseq_updown.cli.support import UserError, to_json, write_atomic
+
+logging.getLogger("filelock").setLevel(logging.WARNING)  # fairseq lets all loggers speak
 
 PLUGIN = Path(fairseq_updown.__file__).parent
 

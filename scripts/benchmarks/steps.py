@@ -155,15 +155,23 @@ def inspect(name: str, work: Work, setup: Setup) -> dict[str, float]:
     return figures
 
 
-def count_launches(name: str, work: Work, setup: Setup) -> dict[str, float]:
-    """Launches, and operations, of a training step's forward and backward pass on a GPU.
+def count_step(name: str, work: Work, setup: Setup, counter: WorkCounter) -> Runner:
+    """Counts a training step's forward and backward pass, as a GPU would run it.
 
     On a CPU too: the forms of operators that are for CPUs only are left out of the model.
     """
     with patch.object(updown_model, "accelerate", lambda model: model):
         runner = Runner(name, work, setup)
-    with WorkCounter() as counter:
+    with counter:
         logits = runner.system.logits(runner.source, runner.target).flatten(0, 1).float()
         loss = torch.nn.functional.cross_entropy(logits, runner.target.flatten())
+        del logits  # as a training does
         loss.backward()
+    return runner
+
+
+def count_launches(name: str, work: Work, setup: Setup) -> dict[str, float]:
+    """Launches, and operations, of a training step's forward and backward pass on a GPU."""
+    counter = WorkCounter()
+    count_step(name, work, setup, counter)
     return {"launches": counter.launches.total(), "flops": counter.flops}

@@ -13,10 +13,8 @@ import ast
 import gc
 import itertools
 import json
-import multiprocessing
 import os
 import re
-import signal
 import sys
 import sysconfig
 import warnings
@@ -45,6 +43,7 @@ from fairseq_updown.data.document_corpus import (
     without_copies,
     without_duplicates,
 )
+from fairseq_updown.data.parallel_text import map_by_workers
 
 KIND = "docstring corpus"
 EVAL_PERCENT = 4  # of the files, for valid and for test each
@@ -190,21 +189,15 @@ def extract(file: tuple[Path, str]) -> tuple[list[Pair], Counter[str]]:
     return pairs, counts
 
 
-def _start_worker() -> None:
-    gc.disable()  # syntax trees hold no cycles, and collecting amid them doubles the time
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def extract_all(files: Sequence[tuple[Path, str]], workers: int) -> tuple[list[Pair], Counter[str]]:
     """:func:`extract` over all files, in order, in ``workers`` processes."""
     pairs: list[Pair] = []
     counts: Counter[str] = Counter()
-    with multiprocessing.Pool(workers, _start_worker) as pool:
-        results = pool.imap(extract, files, chunksize=16)
-        for found, seen in progress(results, "parsing", len(files)):
-            pairs.extend(found)
-            counts.update(seen)
+    # Syntax trees hold no cycles, and collecting garbage amid them doubles the time.
+    results = map_by_workers(extract, files, workers, gc.disable)
+    for found, seen in progress(results, "parsing", len(files)):
+        pairs.extend(found)
+        counts.update(seen)
     return pairs, counts
 
 

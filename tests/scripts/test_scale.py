@@ -1,0 +1,75 @@
+"""What a step is counted to take, and what follows from it for several GPUs."""
+
+from pathlib import Path
+
+import pytest
+import scale
+import torch
+from scale import GPU, Counted, Prediction, StepCounter, predict
+
+SLOW = GPU(flops=1e6, bandwidth=1e6)
+
+
+def test_memory_alive_and_time_of_a_chain_are_those_counted_by_hand() -> None:
+    x = torch.rand(10, 20, requires_grad=True)
+    weight = torch.rand(30, 20)
+    counter = StepCounter(SLOW)
+    with counter:
+        product = x @ weight.t()  # 1,200 bytes; its arguments have 800 and 2,400
+        assert counter.live == counter.peak == 1200
+        assert counter.device == pytest.approx(2 * 10 * 20 * 30 / 1e6)
+        activated = product.relu()  # 1,200 more, kept for backward
+        assert counter.live == 2400
+        assert counter.device == pytest.approx((12000 + 2400) / 1e6)
+        assert activated.view(-1).untyped_storage().nbytes() == 1200
+        assert counter.live == 2400
+        del product  # relu's result is all that its gradient needs
+        assert counter.live == 1200
+        activated.add_(1)
+        assert counter.live == 1200
+        torch.zeros(1000)
+        assert (counter.live, counter.peak) == (1200, 5200)
+    assert counter.launches.total() == 4
+
+
+def test_an_expanded_tensor_is_read_once() -> None:
+    counter = StepCounter(SLOW)
+    with counter:
+        torch.rand(1, 50).expand(50, 50).sum()
+    assert counter.device == pytest.approx((200 + 200 + 4) / 1e6)
+
+
+def test_an_update_fills_the_memory_and_counts_every_step() -> None:
+    counted = Counted(parameters=10**9, launches=1000, flops=0, device=0.002, peak=5 * 10**9)
+    gpu = GPU()
+    one = predict(counted, 1, 100, 72e9, gpu)
+    assert one == Prediction(8, 13, 60 * 10**9, one.seconds)  # 8 documents fit, 16 do not
+    assert one.seconds == {"device": 13 * 0.016, "Adam": 40e9 / gpu.bandwidth, "network": 0}
+    many = predict(counted, 64, 100, 72e9, gpu)
+    assert (many.documents, many.steps) == (2, 1)
+    assert many.seconds["launches"] == pytest.approx(0.006)
+    assert many.seconds["network"] == pytest.approx(2 * 63 / 64 * 2e9 / gpu.between)
+    assert many.update == pytest.approx(sum(many.seconds.values()))
+    assert predict(counted, 8, 100, 24e9, gpu) is None
+
+
+@pytest.mark.slow
+def test_a_row_for_each_architecture_and_number_of_gpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    small = '{"encoder_layers": 1, "decoder_layers": 1, "encoder_embed_dim": 64}'
+    command = ["--length", "300", "--target-length", "8", "--gpus", "2", "4", "--batch", "8",
+               "--json", str(tmp_path / "scale.json"), "--architectures", f"transformer {small}",
+               f"updown_transformer {small}"]  # fmt: skip
+    assert scale.main(command) == 0
+    first = capsys.readouterr().out
+    rows = [line for line in first.splitlines() if line.startswith("| `")]
+    assert len(rows) == 2 + 4
+    assert [row.split("|")[2].strip() for row in rows[2:]] == ["2", "4"] * 2
+    assert scale.main(command) == 0  # from the file
+    assert capsys.readouterr().out == first
+
+
+def test_an_architecture_that_is_not_known_is_refused() -> None:
+    with pytest.raises(SystemExit, match="--architectures nothing is not known"):
+        scale.main(["--architectures", "nothing"])

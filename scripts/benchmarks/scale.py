@@ -228,7 +228,7 @@ def predicted_table(found: dict[str, Counted], args: argparse.Namespace, gpu: GP
             rows.append([
                 f"`{name}`", str(gpus), str(got.documents), str(got.steps),
                 f"{got.memory / 1e9:.0f} GB", duration(got.update),
-                max(got.seconds, key=lambda part: got.seconds[part]), f"{minutes:.2g} min",
+                max(got.seconds, key=lambda part: got.seconds[part]), f"{minutes:,.1f} min",
             ])  # fmt: skip
     return table(head, rows)
 

@@ -107,6 +107,18 @@ def test_interactive(work: Path, trained: Path) -> None:
     ]
 
 
+def test_a_test_set_is_generated_in_parts(work: Path, trained: Path) -> None:
+    def hypotheses(*flags: Any) -> List[str]:
+        lines = generate(work, trained / "checkpoint_last.pt", "--batch-size", 2, *flags)
+        return sorted(line for line in lines if line.startswith("D-"))
+
+    parts = [
+        hypotheses("--distributed-world-size", 3, "--distributed-rank", rank) for rank in range(3)
+    ]
+    assert all(len(part) > 1 for part in parts)
+    assert sorted(line for part in parts for line in part) == hypotheses()
+
+
 def test_hydra_training_with_a_named_architecture_and_generation(
     work: Path, tmp_path: Path
 ) -> None:

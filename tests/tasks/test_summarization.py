@@ -178,6 +178,27 @@ def test_a_sample_over_max_tokens_is_refused_with_its_length(work: Path) -> None
         batches(task, "valid", max_tokens=40)
 
 
+def test_epochs_take_the_data_folders_in_turn(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    for path in (work / "bin").iterdir():
+        if not path.name.startswith(("valid", "test")):
+            swapped = path.name.replace("train", "valid")
+            (tmp_path / "bin" / path.name).write_bytes((work / "bin" / swapped).read_bytes())
+    task, other = make_task(work), make_task(tmp_path)
+    for split in ("train", "valid"):
+        task.load_dataset(split)
+    other.load_dataset("train")
+    both = make_task(work, data=f"{work / 'bin'}:{tmp_path / 'bin'}")
+    expected = [task.dataset("train"), other.dataset("train"), task.dataset("train")]
+    assert len(expected[0]) != len(expected[1])
+    for epoch, dataset in enumerate(expected, start=1):
+        both.load_dataset("train", epoch=epoch)
+        assert len(both.dataset("train")) == len(dataset)
+        assert both.dataset("train")[0]["source"].equal(dataset[0]["source"])
+        both.load_dataset("valid", epoch=epoch)
+        assert len(both.dataset("valid")) == len(task.dataset("valid"))
+
+
 def test_cut_targets_keep_their_whole_reference(work: Path) -> None:
     task = make_task(work, truncate_target=True, max_target_positions=5)
     whole = make_task(work)

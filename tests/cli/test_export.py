@@ -10,7 +10,7 @@ import pytest
 import torch
 from commands import PLUGIN, run
 from fairseq import checkpoint_utils
-from stored import parse, save_checkpoint
+from stored import parse, redraw, save_checkpoint
 from toy import build
 
 from fairseq_updown.cli import export
@@ -25,15 +25,7 @@ SMALL: List[str] = [
 
 def train(work: Path, path: Path, *flags: str, arch: str = "updown_transformer") -> Path:
     """A checkpoint with weights far from their start, so that no two tokens score alike."""
-    args = parse(work / "bin", arch, *SMALL, *flags)
-    save_checkpoint(path, args)
-    state = torch.load(path, weights_only=False)
-    generator = torch.Generator().manual_seed(0)
-    for value in state["model"].values():
-        if value.is_floating_point() and value.dim() == 2:
-            value.copy_(torch.randn(value.shape, generator=generator) * 0.3)
-    torch.save(state, path)
-    return path
+    return redraw(save_checkpoint(path, parse(work / "bin", arch, *SMALL, *flags)))
 
 
 def hypotheses(log: str) -> List[Tuple[str, float, str]]:

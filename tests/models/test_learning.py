@@ -11,8 +11,8 @@ ENOUGH = 0.95
 
 
 def curve(variant: str, updates: int) -> Iterator[float]:
-    """The accuracy after every hundred updates."""
-    learning = recall.learn(recall.VARIANTS[variant], updates, report=100)
+    """The accuracy after every fifty updates."""
+    learning = recall.learn(recall.VARIANTS[variant], updates, report=50)
     return (found[recall.LENGTH] for _, found in learning)
 
 

@@ -108,14 +108,18 @@ def _pack_quantized(weight: Tensor, scale: Tensor) -> Any:
 
 
 def _multiply_quantized(x: Tensor, packed: Any, levels: int) -> Tensor:
-    """x in [-1, 1], in that many levels on either side of 0, times quantized weights."""
+    """x in [-1, 1], in that many levels on either side of 0, times quantized weights.
+
+    The levels are numbered from 1 on.
+    """
     multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-    return multiply(x, 1 / levels, 128, packed)
+    return multiply(x, 1 / levels, levels + 1, packed)
 
 
 @cache
 def _row_levels() -> int:
-    """127, or half as many on processors whose 8-bit products overflow 16 bits when two add up."""
+    """127; 63 on processors, those without VNNI, that add two 8-bit products up in 16 bits: there
+    2 x 255 x 127 is too much, 2 x 127 x 127 is not."""
     ones = torch.ones(1, 64)
     packed = _pack_quantized(ones, torch.tensor([1 / 127.0]))
     exact = abs(float(_multiply_quantized(ones, packed, 127)) - 64) < 0.5

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_HALVES = (torch.float16, torch.bfloat16)
+
 # The logit of a key that must not be seen. Finite, so that a query with nothing to see gets a
 # finite answer; exp(-1e4) is exactly 0 in every dtype, and fp16 can hold it.
 MASKED_LOGIT = -1e4
@@ -18,7 +20,7 @@ MASKED_LOGIT = -1e4
 
 def full_precision(x: Tensor) -> Tensor:
     """Returns `x` in float32 if it is fp16 or bf16, else unchanged: scores and sorts need it."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in _HALVES else x
 
 
 def lowered(x: Tensor) -> Tensor:
@@ -136,18 +138,18 @@ def bias_in_channels(
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """Extends the heads so that the bias is part of scale Q K^T, see :func:`attend`.
 
-    After head_dim come channels up to a multiple of 8, at least two: a power of two near 1 / scale
-    in the queries, against equal parts of the bias in the keys.
+    After head_dim come channels up to a multiple of 8, at least two: a constant in the queries,
+    against equal parts of the bias in the keys.
     """
     head_dim = query.size(-1)
     extra = 8 - head_dim % 8 if head_dim % 8 <= 6 else 16 - head_dim % 8
-    against = bias_channel(scale)
-    if key_bias.dtype == key.dtype:
-        parts = [(key_bias / (against * scale * extra), extra)]
-    else:
+    against = bias_channel(scale, extra, key.dtype)
+    if key.dtype in _HALVES:
         key_bias = key_bias / (against * scale)
         leading = key_bias.to(key.dtype)
         parts = [(leading, 1), (((key_bias - leading) / (extra - 1)).to(key.dtype), extra - 1)]
+    else:
+        parts = [(key_bias, extra)]
     channels = (part.unsqueeze(-1).expand(*key.shape[:-1], times) for part, times in parts)
     return (
         F.pad(query, (0, extra), value=against),
@@ -156,9 +158,10 @@ def bias_in_channels(
     )
 
 
-def bias_channel(scale: float) -> float:
-    """What stands in the queries against a bias in the keys; exact in every dtype."""
-    return 2.0 ** round(-math.log2(scale))
+def bias_channel(scale: float, extra: int, dtype: torch.dtype) -> float:
+    """What stands in the queries against a bias in `extra` channels of the keys: in bf16 and fp16
+    a power of two, which both hold, near 1 / scale."""
+    return 2.0 ** round(-math.log2(scale)) if dtype in _HALVES else 1.0 / (scale * extra)
 
 
 def attention_weights(

@@ -185,7 +185,8 @@ def _flash_backward(
     query, key, value = (t.transpose(1, 2)[..., :head_dim] for t in grads)
     if not extra:
         return query, key, value, key.new_empty(0)
-    return query, key, value, grads[1][..., head_dim] / (bias_channel(x.scale) * x.scale)
+    against = bias_channel(x.scale, extra, x.key.dtype)
+    return query, key, value, grads[1][..., head_dim] / (against * x.scale)
 
 
 @cache

@@ -7,6 +7,7 @@ pieces' numbers between spaces. A file is written whole or not at all, and one t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,25 @@ from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 
 from fairseq_updown.cli.support import CommandParser, UserError, positive, progress, run_command
 from fairseq_updown.data.files import read_lines, write_lines
-from fairseq_updown.data.parallel_text import map_by_workers
-
-encoder: Any  # of each worker
-
-
-def load_encoder(json_file: str, bpe_file: str) -> None:
-    global encoder
-    encoder = get_encoder(json_file, bpe_file)
-
-
-def encode(text: str) -> str:
-    """A line of text as a line of numbers."""
-    return " ".join(map(str, encoder.encode(text)))
+from fairseq_updown.data.workers import map_by_workers
 
 
 def run(args: Any) -> None:
-    files = (str(args.encoder_json), str(args.vocab_bpe))
-    for file in map(Path, files):
+    files = (args.encoder_json, args.vocab_bpe)
+    for file in files:
         if not file.is_file():
             raise UserError(f"{file}: not there; GPT-2's encoder.json and vocab.bpe are needed")
+    try:
+        encoder = get_encoder(*map(str, files))
+    except (ValueError, IndexError) as error:
+        raise UserError(
+            f"{files[0]} and {files[1]} are not GPT-2's encoder.json and vocab.bpe: {error}"
+        ) from error
+
+    def encode(text: str) -> str:
+        """A line of text as a line of numbers."""
+        return " ".join(map(str, encoder.encode(text)))
+
     names = [f"{split}.{side}" for split in ("train", "valid", "test") for side in ("src", "tgt")]
     missing = [name for name in names if not (args.corpus / "raw" / name).is_file()]
     if missing:
@@ -45,7 +45,7 @@ def run(args: Any) -> None:
         if not encoded.exists():
             texts = progress(read_lines(args.corpus / "raw" / name), name)
             partial = args.out / f"{name}.partial"
-            write_lines(partial, map_by_workers(encode, texts, args.workers, load_encoder, *files))
+            write_lines(partial, map_by_workers(encode, texts, args.workers))
             partial.replace(encoded)
 
 
@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("corpus", type=Path)
     for option in ("--out", "--encoder-json", "--vocab-bpe"):
         parser.add_argument(option, type=Path, required=True)
-    parser.add_argument("--workers", type=positive, default=2, metavar="N")
+    add = parser.add_argument
+    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
+        help="processes that encode (default: one a core)")  # fmt: skip
     args = parser.parse_args(argv)
     return run_command("encode", lambda: run(args))
 

@@ -342,7 +342,7 @@ def build(args: argparse.Namespace) -> None:
         if "" not in paths:
             return {name: documents(name) for name in SPLITS}
         size = args.eval_documents or EVAL_DOCUMENTS
-        return make_splits(list(documents("")), size, args.seed, drops)
+        return make_splits(list(documents("")), size, args.seed, drops, args.workers)
 
     build_corpus(args, KIND, options, read)
 

@@ -13,6 +13,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from ..cli.support import CommandParser, positive, printable, progress
 from ..errors import UserError
 from .files import REPORT, already_built, atomic_directory, read_lines, to_json
 from .parallel_text import Groups, encode_parallel, near_copies
+from .workers import map_by_workers
 
 SPLITS = ("train", "valid", "test")
 SUFFIXES = ("src", "tgt")
@@ -97,11 +99,12 @@ def sampled_runs(text: str, share: int, numbers_of: WordNumbers) -> np.ndarray:
     return np.unique(runs[(runs >> np.uint64(40)) % np.uint64(share) == 0])
 
 
-def copies(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+def copies(texts: Sequence[str], workers: int = 1) -> Iterator[tuple[int, int]]:
     """Pairs of texts of which one holds, by a sample, much of the other."""
-    known = WordNumbers()
     share = 1 + sum(map(len, texts)) // COPY_CHARACTERS
-    runs = [sampled_runs(text, share, known) for text in progress(texts, "reading", len(texts))]
+    runs_of = partial(sampled_runs, share=share, numbers_of=WordNumbers())
+    found = map_by_workers(runs_of, texts, workers)
+    runs = list(progress(found, "reading", len(texts)))
     values = np.concatenate([*runs, np.zeros(0, dtype=np.uint64)])
     owners: Any = np.repeat(np.arange(len(runs)), [len(found) for found in runs])
     order = np.argsort(values, kind="stable")
@@ -117,7 +120,7 @@ def copies(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
             yield a, b
 
 
-def groups(documents: Sequence[Pair]) -> list[str]:
+def groups(documents: Sequence[Pair], workers: int = 1) -> list[str]:
     """For each document the name of its group: linked by keys, targets or copied text."""
     linked = Groups()
     names = [f"document {document.id}" for document in documents]
@@ -126,7 +129,7 @@ def groups(documents: Sequence[Pair]) -> list[str]:
         shared = [f"target {target}"] if len(target.split()) >= TARGET_WORDS else []
         for key in (*document.keys, *shared):
             linked.link(name, f"key {key}")
-    for a, b in copies([document.source for document in documents]):
+    for a, b in copies([document.source for document in documents], workers):
         linked.link(names[a], names[b])
     members: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -138,7 +141,7 @@ def groups(documents: Sequence[Pair]) -> list[str]:
 
 
 def make_splits(
-    documents: list[Pair], eval_documents: int, seed: int, drops: Counter[str]
+    documents: list[Pair], eval_documents: int, seed: int, drops: Counter[str], workers: int = 1
 ) -> dict[str, list[Pair]]:
     """Draw whole groups, in the order of a seeded hash, for test, valid and train.
 
@@ -148,10 +151,10 @@ def make_splits(
     Raises:
         UserError: too few documents for three splits
     """
-    chosen = without_duplicates(documents)
+    chosen = without_duplicates(documents, workers)
     drops["duplicate"] += len(documents) - len(chosen)
     members: dict[str, list[Pair]] = defaultdict(list)
-    for name, document in zip(groups(chosen), chosen):
+    for name, document in zip(groups(chosen, workers), chosen):
         members[name].append(document)
     size = min(eval_documents, len(chosen) // 10)
     parts: dict[str, list[Pair]] = {name: [] for name in SPLITS}
@@ -160,8 +163,9 @@ def make_splits(
         fits = len(own) <= max(1, size // 4)
         room = (part for part in ("test", "valid") if len(parts[part]) + len(own) <= size)
         parts[next(room, "train") if fits else "train"].extend(own)
-    parts["valid"] = without_copies(parts["valid"], parts["test"], "valid", drops)
-    parts["train"] = without_copies(parts["train"], parts["valid"] + parts["test"], "train", drops)
+    parts["valid"] = without_copies(parts["valid"], parts["test"], "valid", drops, workers)
+    held_out = parts["valid"] + parts["test"]
+    parts["train"] = without_copies(parts["train"], held_out, "train", drops, workers)
     empty = [name for name, part in parts.items() if not part]
     if empty:
         raise UserError(
@@ -171,11 +175,16 @@ def make_splits(
     return parts
 
 
-def without_duplicates(documents: Iterable[Pair]) -> list[Pair]:
+def digest_of_words(text: str) -> str:
+    """The same of texts that differ in case and punctuation only."""
+    return digest(" ".join(re.findall(r"\w+", text.lower())) or text)
+
+
+def without_duplicates(documents: Sequence[Pair], workers: int = 1) -> list[Pair]:
     """The first of all documents that differ in case and punctuation only, with all their keys."""
     first: dict[str, Pair] = {}
-    for document in documents:
-        words = " ".join(re.findall(r"\w+", document.source.lower())) or document.source
+    sources = (document.source for document in documents)
+    for document, words in zip(documents, map_by_workers(digest_of_words, sources, workers)):
         kept = first.setdefault(words, document)
         if kept is not document:
             first[words] = kept._replace(keys=kept.keys + document.keys)
@@ -183,11 +192,11 @@ def without_duplicates(documents: Iterable[Pair]) -> list[Pair]:
 
 
 def without_copies(
-    part: list[Pair], held_out: list[Pair], name: str, drops: Counter[str]
+    part: list[Pair], held_out: list[Pair], name: str, drops: Counter[str], workers: int = 1
 ) -> list[Pair]:
     """The documents that are no near-copies of a held-out one; the others are counted."""
     own, others = ([(x.body or x.source, x.target) for x in side] for side in (part, held_out))
-    copied = near_copies(own, others, f"near-copies in {name}")
+    copied = near_copies(own, others, f"near-copies in {name}", workers)
     drops[f"{name}: near-copy of a held-out document"] += sum(copied)
     return [document for document, is_copy in zip(part, copied) if not is_copy]
 

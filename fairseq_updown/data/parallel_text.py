@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import io
 import re
-import signal
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from itertools import chain, islice
-from multiprocessing import get_context
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import sentencepiece
 
 from ..cli.support import progress
 from ..errors import UserError
 from .files import read_lines, write_lines
+from .workers import map_by_workers
 
 SHINGLE = 5
 NEAR_COPY = 0.5
 NEAR_COPY_SAME_TARGET = 0.25
-_HELD = 64  # texts of a worker
-_worker_model: sentencepiece.SentencePieceProcessor
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Groups:
@@ -57,7 +49,10 @@ def _shingles(text: str) -> set[int]:
 
 
 def near_copies(
-    pairs: Sequence[tuple[str, str]], held_out: Sequence[tuple[str, str]], label: str
+    pairs: Sequence[tuple[str, str]],
+    held_out: Sequence[tuple[str, str]],
+    label: str,
+    workers: int = 1,
 ) -> list[bool]:
     """Which (source, target) pairs nearly copy a held-out one.
 
@@ -72,9 +67,10 @@ def near_copies(
         for shingle in found:
             index.setdefault(shingle, []).append(number)
 
-    def is_near_copy(source: str, target: str) -> bool:
+    def is_near_copy(pair: tuple[str, str]) -> bool:
+        source, target = pair
         own = _shingles(source)
-        shared = Counter(number for shingle in own for number in index.get(shingle, ()))
+        shared = Counter(number for shingle in index.keys() & own for number in index[shingle])
         for number, common in shared.items():
             same_target = target.lower() == held_out[number][1].lower()
             threshold = NEAR_COPY_SAME_TARGET if same_target else NEAR_COPY
@@ -82,7 +78,8 @@ def near_copies(
                 return True
         return False
 
-    return [is_near_copy(*pair) for pair in progress(pairs, label, len(pairs))]
+    copied = map_by_workers(is_near_copy, pairs, workers)
+    return list(progress(copied, label, len(pairs)))
 
 
 def lengths(values: Iterable[int]) -> dict[str, float]:
@@ -168,70 +165,19 @@ def encode_lines(
     model: sentencepiece.SentencePieceProcessor, raw: Path, encoded: Path, workers: int = 1
 ) -> tuple[list[int], list[int], Counter[str]]:
     """Encode a file by lines; return each one's words and pieces, and how often pieces occur."""
+
+    def encode(text: str) -> tuple[int, str]:
+        return len(text.split()), " ".join(model.encode(text, out_type=str))
+
     words: list[int] = []
     pieces: list[int] = []
     seen: Counter[str] = Counter()
     texts = progress(read_lines(raw), f"encoding {raw.name}")
     with encoded.open("w", encoding="utf-8", newline="\n") as file:
-        for num_words, line in _encode_all(model, texts, workers):
+        for num_words, line in map_by_workers(encode, texts, workers):
             found = line.split(" ") if line else []
             file.write(f"{line}\n")
             words.append(num_words)
             pieces.append(len(found))
             seen.update(found)
     return words, pieces, seen
-
-
-def _encode_all(
-    model: sentencepiece.SentencePieceProcessor, texts: Iterator[str], workers: int
-) -> Iterator[tuple[int, str]]:
-    """Of each text its number of words, and its pieces between spaces.
-
-    With several workers some hundred texts are held at a time, however many there are.
-    """
-    several = list(islice(texts, _HELD))
-    texts = chain(several, texts)
-    if workers == 1 or len(several) < _HELD:  # so few are not worth a process
-        yield from map(partial(_encode, model), texts)
-    else:
-        proto = model.serialized_model_proto()
-        yield from map_by_workers(_encode_by_worker, texts, workers, _load_model, proto)
-
-
-def map_by_workers(
-    function: Callable[[T], R],
-    items: Iterable[T],
-    workers: int,
-    start: Callable[..., None],
-    *given: Any,
-) -> Iterator[R]:
-    """``function`` of each item, in order, by several processes.
-
-    Args:
-        start: called in each process first, with what is ``given``
-    """
-    items = iter(items)
-    context = get_context("fork")
-    with ProcessPoolExecutor(workers, context, _start_worker, (start, *given)) as pool:
-        while several := list(islice(items, _HELD * workers)):
-            yield from pool.map(function, several, chunksize=8)
-
-
-def _encode(model: sentencepiece.SentencePieceProcessor, text: str) -> tuple[int, str]:
-    return len(text.split()), " ".join(model.encode(text, out_type=str))
-
-
-def _start_worker(start: Callable[..., None], *given: Any) -> None:
-    """Ctrl-C is for the parent, which ends the workers; SIGTERM ends a worker as it would any."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    start(*given)
-
-
-def _load_model(proto: bytes) -> None:
-    global _worker_model
-    _worker_model = sentencepiece.SentencePieceProcessor(model_proto=proto)
-
-
-def _encode_by_worker(text: str) -> tuple[int, str]:
-    return _encode(_worker_model, text)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import gc
 import itertools
 import json
 import os
@@ -43,7 +42,7 @@ from fairseq_updown.data.document_corpus import (
     without_copies,
     without_duplicates,
 )
-from fairseq_updown.data.parallel_text import map_by_workers
+from fairseq_updown.data.workers import map_by_workers
 
 KIND = "docstring corpus"
 EVAL_PERCENT = 4  # of the files, for valid and for test each
@@ -193,8 +192,8 @@ def extract_all(files: Sequence[tuple[Path, str]], workers: int) -> tuple[list[P
     """:func:`extract` over all files, in order, in ``workers`` processes."""
     pairs: list[Pair] = []
     counts: Counter[str] = Counter()
-    # Syntax trees hold no cycles, and collecting garbage amid them doubles the time.
-    results = map_by_workers(extract, files, workers, gc.disable)
+    # Workers collect no garbage, which amid syntax trees doubles the time.
+    results = map_by_workers(extract, files, workers)
     for found, seen in progress(results, "parsing", len(files)):
         pairs.extend(found)
         counts.update(seen)
@@ -218,7 +217,12 @@ def path_of(pair: Pair) -> str:
 
 
 def make_splits(
-    pairs: list[Pair], max_pairs: int | None, eval_pairs: int, seed: int, drops: Counter[str]
+    pairs: list[Pair],
+    max_pairs: int | None,
+    eval_pairs: int,
+    seed: int,
+    drops: Counter[str],
+    workers: int = 1,
 ) -> dict[str, list[Pair]]:
     """Splits by file without copies across them; what each step drops is counted."""
 
@@ -227,15 +231,15 @@ def make_splits(
         drops[reason] += len(found) - len(drawn)
         return drawn
 
-    unique = without_duplicates(pairs)
+    unique = without_duplicates(pairs, workers)
     drops["duplicate"] += len(pairs) - len(unique)
     parts: dict[str, list[Pair]] = {name: [] for name in SPLITS}
     for pair in draw(unique, max_pairs, "beyond --max-pairs"):
         parts[split_of(path_of(pair))].append(pair)
     test = draw(parts["test"], eval_pairs, "test beyond --eval-pairs")
-    valid = without_copies(parts["valid"], test, "valid", drops)
+    valid = without_copies(parts["valid"], test, "valid", drops, workers)
     valid = draw(valid, eval_pairs, "valid beyond --eval-pairs")
-    train = without_copies(parts["train"], valid + test, "train", drops)
+    train = without_copies(parts["train"], valid + test, "train", drops, workers)
     splits = {"train": train, "valid": valid, "test": test}
     for name, part in splits.items():
         if not part:
@@ -283,7 +287,8 @@ def build(args: argparse.Namespace) -> None:
         pairs, seen = extract_all(files, args.workers)
         found = {key: seen.pop(key, 0) for key in ("files", "docstrings")}
         drops.update(seen)
-        splits = make_splits(pairs, args.max_pairs, args.eval_pairs, args.seed, drops)
+        sizes = (args.max_pairs, args.eval_pairs)
+        splits = make_splits(pairs, *sizes, args.seed, drops, args.workers)
         used = {name: len(set(map(path_of, part))) for name, part in splits.items()}
         report["packages"] = packages
         report["found"] = {**found, "pairs": len(pairs), "files used": used}

@@ -292,7 +292,7 @@ def build(args: argparse.Namespace) -> None:
         report["packages"] = package_list(folder)
         report["found"] = {"files": len(files), "documents": len(rfcs)}
         pairs = [abstract_pair(rfc) for rfc in rfcs]
-        splits = make_splits(pairs, args.eval_documents, args.seed, drops)
+        splits = make_splits(pairs, args.eval_documents, args.seed, drops, args.workers)
         if args.target == "abstract":
             return splits
         found.update(outlines(splits, rfcs, drops))

@@ -70,7 +70,7 @@ claim_work() {
     mkdir -p "$work"
     if [[ -e $work/settings && $(<"$work/settings") != "$settings" ]]; then
         diff "$work/settings" - <<<"$settings" >&2 || true
-        die "$work was made with other options (above); choose another --work or remove it"
+        die "$work was made with other options (above); choose another folder or remove it"
     fi
     printf '%s\n' "$settings" >"$work/settings"
 }

@@ -84,12 +84,12 @@ def pool_by_scores(
     size = min(size, length)
     sizes = RowSizes(None, size, size, length / size)
     pooled = pooling(mass.scores, sizes, base, tie_tolerance(x.dtype))
-    weights = pooled.log_weights.exp()
+    weights = pooled.weights
     if pooling is POOLINGS["topk"]:
         weights = straight_through(weights, pooled.leader)
-    counts = sum_by_slot(mass.counts, pooled.assignment, size)
+    counts = sum_by_slot(mass.counts, pooled.assignment, size, sizes.pads)
     return PooledSequence(
-        combine(x, pooled.assignment, weights, size),
+        combine(x, pooled.assignment, weights, size, sizes.pads),
         RowLengths.of([size] * x.size(0), x.device),
         TokenMass.of(counts, pooled.scores),
         pooled.assignment,
@@ -145,11 +145,11 @@ class SequencePooling(nn.Module):
             max(n / target for n, target in zip(lengths.numbers, targets)),
         )
         pooled = self.pooling(scores, sizes, self.pooling_base, tie_tolerance(x.dtype))
-        weights = pooled.log_weights.exp()
+        weights = pooled.weights
         if self.hard:
             weights = straight_through(weights, pooled.leader)
         return PooledSequence(
-            combine(x, pooled.assignment, weights, sizes.num_slots),
+            combine(x, pooled.assignment, weights, sizes.num_slots, sizes.pads),
             new_lengths,
             self.add_up(pooled, sizes, scores, mass),
             pooled.assignment,
@@ -172,4 +172,6 @@ class SequencePooling(nn.Module):
                 # A row that was short enough is left alone, its scores too.
                 untouched = (sizes.lengths <= sizes.targets).unsqueeze(1)
                 new_scores = torch.where(untouched, mass.scores[:, :num_slots], new_scores)
-        return TokenMass.of(sum_by_slot(counts, pooled.assignment, num_slots), new_scores)
+        return TokenMass.of(
+            sum_by_slot(counts, pooled.assignment, num_slots, sizes.pads), new_scores
+        )

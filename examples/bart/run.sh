@@ -74,14 +74,14 @@ if ((tiny)); then
     pooling=(--updown-pool-layers 2 --updown-memory-size 1024)
     training=(--cpu --updown-autocast bfloat16 --batch-size 4 --lr 5e-4 --warmup-updates 50
         --dropout 0 --attention-dropout 0)
-    search=(--min-len 5 --max-len-b 400) device=(--cpu) scores=(--headings)
+    search=(--min-len 5 --max-len-b 400) device=(--cpu) scores=(--headings) interval=200
     export OMP_NUM_THREADS=$threads
 else
     python "$(dirname "${BASH_SOURCE[0]}")/encode.py" "$corpus" --out "$data/bpe" \
         --encoder-json "$encoder_json" --vocab-bpe "$vocab_bpe"
     encoded=$data/bpe dict=$bart/dict.txt
     bpe=(--bpe gpt2 --gpt2-encoder-json "$encoder_json" --gpt2-vocab-bpe "$vocab_bpe")
-    shape=() pooling=() device=() scores=()
+    shape=() pooling=() device=() scores=() interval=2000
     training=(--bf16 --checkpoint-activations --batch-size 1 --update-freq 32 --lr 3e-5
         --warmup-updates 500 --dropout 0.1 --attention-dropout 0.1 --weight-decay 0.01)
     search=(--min-len 50 --max-len-b 300 --lenpen 2.0 --no-repeat-ngram-size 3)
@@ -103,7 +103,7 @@ binarize() {
 binarize "$data/bin" --source-lang src --target-lang tgt --tgtdict "$dict" \
     --trainpref "$encoded/train" --validpref "$encoded/valid" --testpref "$encoded/test"
 
-if ((tiny)) && [[ ! -e $bart/model.pt ]]; then
+if ((tiny && !scratch)) && [[ ! -e $bart/model.pt ]]; then
     binarize "$data/bin-denoising" --only-source \
         --trainpref "$encoded/train.src" --validpref "$encoded/valid.src"
     step "fairseq-train: a small BART, up to $pretraining updates in $bart"
@@ -133,8 +133,8 @@ else
         "${training[@]}" --optimizer adam --adam-betas '(0.9, 0.999)' --clip-norm 0.1 \
         --lr-scheduler polynomial_decay --total-num-update "$updates" --max-update "$updates" \
         --max-epoch 100000 --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
-        --save-interval-updates 200 --keep-interval-updates 1 --no-epoch-checkpoints \
-        --validate-interval-updates 200 --save-dir "$work/checkpoints" --seed 1 \
+        --save-interval-updates "$interval" --validate-interval-updates "$interval" \
+        --keep-interval-updates 1 --no-epoch-checkpoints --save-dir "$work/checkpoints" --seed 1 \
         --log-format simple --log-interval 25 "${rest[@]}"
     touch "$work/trained"
 fi
@@ -144,7 +144,7 @@ if [[ -e $work/test.generate ]]; then
 else
     step "fairseq-generate: $work/test.generate"
     fairseq-generate "$data/bin" --user-dir "$user_dir" "${task[@]}" "${device[@]}" \
-        --gen-subset test --path "$work/checkpoints/checkpoint_last.pt" --batch-size 8 --beam 4 \
+        --gen-subset test --path "$work/checkpoints/checkpoint_best.pt" --batch-size 8 --beam 4 \
         "${search[@]}" --scoring rouge >"$work/test.partial"
     mv "$work/test.partial" "$work/test.generate"
 fi

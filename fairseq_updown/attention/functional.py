@@ -145,9 +145,14 @@ def bias_in_channels(
     extra = 8 - head_dim % 8 if head_dim % 8 <= 6 else 16 - head_dim % 8
     against = bias_channel(scale, extra, key.dtype)
     if key.dtype in _HALVES:
-        key_bias = key_bias / (against * scale)
+        times, others = extra // 2, extra - extra // 2
+        factor = against * scale * times
+        key_bias = key_bias if factor == 1.0 else key_bias / factor
         leading = key_bias.to(key.dtype)
-        parts = [(leading, 1), (((key_bias - leading) / (extra - 1)).to(key.dtype), extra - 1)]
+        # All of the gradient comes through the leading part.
+        rest = key_bias.detach() - leading.detach()
+        rest = rest if others == times else rest * (times / others)
+        parts = [(leading, times), (rest.to(key.dtype), others)]
     else:
         parts = [(key_bias, extra)]
     channels = (part.unsqueeze(-1).expand(*key.shape[:-1], times) for part, times in parts)
@@ -159,9 +164,11 @@ def bias_in_channels(
 
 
 def bias_channel(scale: float, extra: int, dtype: torch.dtype) -> float:
-    """What stands in the queries against a bias in `extra` channels of the keys: in bf16 and fp16
-    a power of two, which both hold, near 1 / scale."""
-    return 2.0 ** round(-math.log2(scale)) if dtype in _HALVES else 1.0 / (scale * extra)
+    """What stands in the queries against a bias in `extra` channels of the keys; in bf16 and fp16
+    a power of two, which they hold, near what makes half of the channels the bias."""
+    if dtype in _HALVES:
+        return 2.0 ** round(-math.log2(scale * (extra // 2)))
+    return 1.0 / (scale * extra)
 
 
 def attention_weights(

@@ -25,6 +25,7 @@ class Pooling(NamedTuple):
         assignment: `(rows, length)` long, the slot of each token; `num_slots` at pads. Slots stand
             in reading order.
         log_weights: `(rows, length)`, log of each token's share of its slot; 0 at pads.
+        weights: `(rows, length)`, the shares; 1 at pads.
         leader: `(rows, length)` bool, the one token of a slot that gives it its place in reading
             order (and, under `topk`, its whole content).
         scores: `(rows, num_slots)` in (0, 1); 0 for empty slots.
@@ -32,6 +33,7 @@ class Pooling(NamedTuple):
 
     assignment: Tensor
     log_weights: Tensor
+    weights: Tensor
     leader: Tensor
     scores: Tensor
 
@@ -52,6 +54,11 @@ class RowSizes(NamedTuple):
     targets: Union[int, Tensor]
     num_slots: int
     reduction: float
+
+    @property
+    def pads(self) -> bool:
+        """Whether a row may have any."""
+        return self.lengths is not None
 
     def padding_mask(self, width: int) -> Optional[Tensor]:
         """`(rows, width)` bool, True at pads; None if all rows are full."""
@@ -140,8 +147,9 @@ def seeded(scores: Tensor, sizes: RowSizes, base: float, tolerance: float = 0.0)
     log_weights = strength - sums.log().gather(1, assignment)
     if padding_mask is not None:
         log_weights = log_weights.masked_fill(padding_mask, 0.0)
-    slot_scores = sum_by_slot(log_weights.exp() * scores, assignment, num_slots)
-    return Pooling(assignment, log_weights, leader, slot_scores)
+    weights = log_weights.exp()
+    slot_scores = sum_by_slot(weights * scores, assignment, num_slots, sizes.pads)
+    return Pooling(assignment, log_weights, weights, leader, slot_scores)
 
 
 def topk(scores: Tensor, sizes: RowSizes, base: float, tolerance: float = 0.0) -> Pooling:
@@ -165,7 +173,8 @@ def mean(scores: Tensor, sizes: RowSizes, base: float, tolerance: float = 0.0) -
     members = sum_by_slot(valid.to(scores.dtype), assignment, num_slots)
     sums = sum_by_slot(scores.masked_fill(~valid, 0.0), assignment, num_slots)
     log_weights = -F.pad(members, (0, 1), value=1.0).clamp(min=1.0).log().gather(1, assignment)
-    return Pooling(assignment, log_weights, first & valid, sums / members.clamp(min=1.0))
+    scores = sums / members.clamp(min=1.0)
+    return Pooling(assignment, log_weights, log_weights.exp(), first & valid, scores)
 
 
 POOLINGS: "dict[str, PoolingFunction]" = {
@@ -214,9 +223,13 @@ def rank_by_score(scores: Tensor, tolerance: float) -> Tensor:
     return torch.sub(by_run, run, alpha=scores.size(1))
 
 
-def sum_by_slot(values: Tensor, assignment: Tensor, num_slots: int) -> Tensor:
-    """Sums `values` `(rows, length)` over the tokens of each slot: `(rows, num_slots)`."""
-    sums = values.new_zeros(values.size(0), num_slots + 1)
+def sum_by_slot(values: Tensor, assignment: Tensor, num_slots: int, pads: bool = True) -> Tensor:
+    """Sums `values` `(rows, length)` over the tokens of each slot: `(rows, num_slots)`.
+
+    Args:
+        pads: whether there may be any, in a slot `num_slots` that is cut off again.
+    """
+    sums = values.new_zeros(values.size(0), num_slots + pads)
     return sums.scatter_add(1, assignment, values)[:, :num_slots]
 
 
@@ -231,23 +244,26 @@ def straight_through(weights: Tensor, leader: Tensor) -> Tensor:
     return leader.to(weights.dtype) + (weights - weights.detach())
 
 
-def combine(x: Tensor, assignment: Tensor, weights: Tensor, num_slots: int) -> Tensor:
+def combine(
+    x: Tensor, assignment: Tensor, weights: Tensor, num_slots: int, pads: bool = True
+) -> Tensor:
     """Slots as weighted sums of their tokens; linear in the length, whatever `num_slots` is.
 
     Args:
         x: `(rows, length, d)`. assignment, weights: `(rows, length)`.
+        pads: as in :func:`sum_by_slot`.
 
     Returns:
         `(rows, num_slots, d)`, zeros for empty slots.
     """
-    rows, _, embed_dim = x.shape
+    rows, width = x.size(0), num_slots + pads
     if rows > 1:
-        first_slot = torch.arange(rows, device=x.device) * (num_slots + 1)
+        first_slot = torch.arange(rows, device=x.device) * width
         assignment = assignment + first_slot.unsqueeze(1)
     weighted = x * weights.to(x.dtype).unsqueeze(-1)
-    slots = x.new_zeros(rows * (num_slots + 1), embed_dim)
+    slots = x.new_zeros(rows * width, x.size(2))
     slots = slots.index_add(0, assignment.flatten(), weighted.flatten(0, 1))
-    return slots.view(rows, num_slots + 1, embed_dim)[:, :num_slots]
+    return slots.view(rows, width, -1)[:, :num_slots]
 
 
 def _knock_out(
@@ -275,9 +291,11 @@ def _knock_out(
     item_leader = item_leader[:, :num_slots]
     is_item = ~length_mask(remaining, item_leader.size(1))
     leader = leader.scatter(1, item_leader, is_item)
+    log_weights = log_weights.masked_fill(~valid, 0.0)
     return Pooling(
         item.masked_fill(~valid, num_slots),
-        log_weights.masked_fill(~valid, 0.0),
+        log_weights,
+        log_weights.exp(),
         leader,
         item_scores.masked_fill(length_mask(remaining, num_slots), 0.0),
     )

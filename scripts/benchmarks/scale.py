@@ -6,16 +6,20 @@
 
 What is counted, here and on any machine, in one training step on one random document in bfloat16:
 operations that compute (launches), floating-point operations, the bytes that each operation reads
-and writes, and the most bytes of tensors that are alive at once. What the prediction takes for
-granted is printed above the table: the constants of `GPU`, and fairseq-train --bf16, which keeps a
-weight and its gradient in bfloat16 and in float32, and Adam's two moments in float32.
+and writes, and the most bytes of tensors that are alive at once, gradients of weights not among
+them. Matrix products and attention are not computed, for no count depends on their numbers.
+
+What the prediction takes for granted is printed above the table: the constants of `GPU`, and
+fairseq-train --bf16, which keeps a weight and its gradient in bfloat16 and in float32, and Adam's
+two moments in float32.
 
 A step takes as long as its launches, or as its operations one after the other: each as long as its
 floating-point operations or its bytes take, whichever is more. An update is the steps that its
 documents need, Adam's pass over all weights, and the sum of all gradients over the network, with
 nothing overlapped. Every document is taken to be as long as --length.
 
-Left out: loading of data, padding, what the allocator wastes, validation, checkpoints.
+Left out: loading of data, padding, what the allocator wastes, DistributedDataParallel's buckets
+(2 bytes a parameter, unless --gradient-as-bucket-view), validation, checkpoints.
 """
 
 from __future__ import annotations
@@ -30,10 +34,11 @@ from typing import Any
 
 import torch
 from fairseq import __version__ as fairseq_version
-from figure_store import Store, plugin_source
+from figure_store import Store, code, digest, plugin_source
 from report import duration, table
 from steps import count_step
 from systems import Setup, Work, known
+from torch.utils._pytree import tree_map_only
 from work_counter import WorkCounter, tensors_in
 
 from fairseq_updown.cli.support import (
@@ -47,6 +52,8 @@ from fairseq_updown.cli.support import (
 
 ARCHITECTURES = ("transformer", "updown_transformer_arxiv", "updown_transformer_early")
 KIND = "fairseq_updown counts"
+COUNTING = [Path(__file__).with_name(f"{name}.py")
+            for name in ("scale", "steps", "systems", "work_counter")]  # fmt: skip
 # fairseq-train --bf16: weight and gradient in 2 and in 4 bytes, Adam's two moments in 4 each.
 PARAMETER_BYTES = 20
 OPTIMIZER_TRAFFIC = 2 * PARAMETER_BYTES  # Adam reads and writes nearly all of it
@@ -80,7 +87,8 @@ class Counted:
         launches: operations that compute.
         flops: floating-point operations.
         device: seconds of the :class:`GPU`, operation by operation.
-        peak: bytes of the tensors that are alive together, at most; parameters are not among them.
+        peak: bytes of the tensors that are alive together, at most; parameters and their
+            gradients are not among them.
     """
 
     parameters: int
@@ -118,6 +126,18 @@ class StepCounter(WorkCounter):
             if tensor.untyped_storage()._cdata not in given:
                 self._hold(tensor.untyped_storage())
         return result
+
+    def multiply(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Zeros, as large as the result."""
+
+        def shape(x: torch.Tensor) -> torch.Tensor:
+            return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device="meta")
+
+        def zeros(x: torch.Tensor) -> torch.Tensor:
+            return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype).zero_()
+
+        args, kwargs = tree_map_only(torch.Tensor, shape, (args, kwargs))
+        return tree_map_only(torch.Tensor, zeros, func(*args, **kwargs))
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
         """Counts new memory, until it is freed."""
@@ -240,7 +260,11 @@ def run(args: argparse.Namespace) -> None:
     if args.json is not None:
         check_writable("--json", args.json)
     store, gpu = Store(args.json, KIND), GPU()
-    versions = {"torch": torch.__version__, "fairseq": fairseq_version, "plugin": plugin_source()}
+    versions = {
+        "torch": torch.__version__,
+        "fairseq": fairseq_version,
+        "source": digest(plugin_source(), [code(path) for path in COUNTING]),
+    }
     work = Work("train", 1, args.length, args.target_length)
     found = {}
     for name in progress(args.architectures, "counting"):

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import peers  # noqa: F401  adds its systems
 import torch
@@ -19,9 +18,7 @@ from fairseq.optim.adam import Adam
 from fresh_process import MemoryMeter
 from systems import VOCABULARY, Setup, Work, build
 from torch import Tensor
-from work_counter import WorkCounter
-
-from fairseq_updown.models.updown_transformer import model as updown_model
+from work_counter import WorkCounter, as_on_gpus
 
 SHAPES = {"cpu": [(8192, 512, 2048), (2048,) * 3], "cuda": [(16384, 512, 2048), (8192,) * 3]}
 BUFFER = {"cpu": 2**28, "cuda": 2**30}  # float32 numbers: 1 GiB and 4 GiB, far above any cache
@@ -156,17 +153,17 @@ def inspect(name: str, work: Work, setup: Setup) -> dict[str, float]:
 
 
 def count_step(name: str, work: Work, setup: Setup, counter: WorkCounter) -> Runner:
-    """Counts a training step's forward and backward pass, as a GPU would run it.
-
-    On a CPU too: the forms of operators that are for CPUs only are left out of the model.
-    """
-    with patch.object(updown_model, "accelerate", lambda model: model):
+    """Counts a training step's forward and backward pass, as a GPU would run it, on a CPU too."""
+    with as_on_gpus():
         runner = Runner(name, work, setup)
-    with counter:
-        logits = runner.system.logits(runner.source, runner.target).flatten(0, 1).float()
-        loss = torch.nn.functional.cross_entropy(logits, runner.target.flatten())
-        del logits  # as a training does
-        loss.backward()
+        for parameter in runner.system.model.parameters():
+            # A gradient lasts as its parameter does: it is none of the step's memory.
+            parameter.register_post_accumulate_grad_hook(lambda own: setattr(own, "grad", None))
+        with counter:
+            logits = runner.system.logits(runner.source, runner.target).flatten(0, 1).float()
+            loss = torch.nn.functional.cross_entropy(logits, runner.target.flatten())
+            del logits  # as a training does
+            loss.backward()
     return runner
 
 

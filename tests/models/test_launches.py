@@ -6,10 +6,9 @@ import pytest
 import torch
 from fairseq.models.transformer import TransformerModel
 from toy import PAD, toy_task
-from work_counter import WorkCounter
+from work_counter import WorkCounter, as_on_gpus
 
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel
-from fairseq_updown.models.updown_transformer import model as updown_model
 
 WIDTH = dict(
     encoder_embed_dim=16,
@@ -21,15 +20,18 @@ WIDTH = dict(
 )
 
 
+@pytest.fixture(autouse=True)
+def gpu_forms():
+    with as_on_gpus():
+        yield
+
+
 def make(name, **options):
-    """A model as a GPU would run it: without the fast forms, which are for CPUs."""
     torch.manual_seed(0)
     if name == "transformer":
         return TransformerModel.build_model(Namespace(**WIDTH, **options), toy_task())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(updown_model, "accelerate", lambda model: model)
-        args = Namespace(_name=f"updown_transformer_{name}", **WIDTH, **options)
-        return UpdownTransformerModel.build_model(args, toy_task())
+    args = Namespace(_name=f"updown_transformer_{name}", **WIDTH, **options)
+    return UpdownTransformerModel.build_model(args, toy_task())
 
 
 def count(name, bsz=1, **options):

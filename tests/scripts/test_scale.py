@@ -1,11 +1,14 @@
 """What a step is counted to take, and what follows from it for several GPUs."""
 
+import json
 from pathlib import Path
 
 import pytest
 import scale
 import torch
 from scale import GPU, Counted, Prediction, StepCounter, predict
+from steps import count_step
+from systems import Setup, Work
 
 SLOW = GPU(flops=1e6, bandwidth=1e6)
 
@@ -30,6 +33,33 @@ def test_memory_alive_and_time_of_a_chain_are_those_counted_by_hand() -> None:
         torch.zeros(1000)
         assert (counter.live, counter.peak) == (1200, 5200)
     assert counter.launches.total() == 4
+
+
+@pytest.mark.parametrize("name", ["transformer", "updown_transformer_arxiv"])
+def test_what_is_not_computed_counts_as_if_it_were(name: str) -> None:
+    small = {"encoder_layers": 3, "decoder_layers": 1, "encoder_embed_dim": 32,
+             "updown_block_size": 64, "updown_memory_size": 100,
+             "updown_pool_layers": "2"}  # fmt: skip
+    work, setup = Work("train", 1, 300, 20), Setup("cpu", "float32")
+    counters = [StepCounter(SLOW), StepCounter(SLOW)]
+    counters[1].multiply = lambda func, args, kwargs: func(*args, **kwargs)
+    for counter in counters:
+        runner = count_step(f"{name} {json.dumps(small)}", work, setup, counter)
+    assert all(parameter.grad is None for parameter in runner.system.model.parameters())
+    shaped, computed = counters
+    assert shaped.launches == computed.launches
+    assert shaped.flops == computed.flops
+    assert shaped.device == computed.device
+    assert shaped.peak == pytest.approx(computed.peak, rel=0.02)  # what kernels hold for themselves
+
+
+def test_a_gradient_is_none_of_the_memory_alive() -> None:
+    work, setup = Work("train", 1, 16, 2), Setup("cpu", "float32")
+    small = {"encoder_layers": 1, "decoder_layers": 1, "encoder_embed_dim": 512}
+    counter = StepCounter(SLOW)
+    runner = count_step(f"transformer {json.dumps(small)}", work, setup, counter)
+    weights = sum(p.nbytes for p in runner.system.model.parameters())
+    assert counter.live < 0.01 * weights
 
 
 def test_an_expanded_tensor_is_read_once() -> None:

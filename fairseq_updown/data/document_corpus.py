@@ -337,7 +337,7 @@ def corpus_parser(prog: str, description: str | None, vocab_size: int = 8000) ->
     add("--vocab-size", type=positive, default=vocab_size, metavar="N",
         help="sentencepiece pieces (default %(default)s)")  # fmt: skip
     add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
-        help="processes that read and encode (default: one a core)")  # fmt: skip
+        help="processes that look for copies and encode (default: one a core)")  # fmt: skip
     add("--seed", type=int, default=1, help="of the split and of what is drawn (default 1)")
     add("--overwrite", action="store_true", help="replace a corpus that this command made before")
     return parser

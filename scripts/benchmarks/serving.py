@@ -82,7 +82,9 @@ def in_ctranslate2(path: Path, dictionary: Any, beam: int, threads: int) -> Sear
     return search
 
 
-def systems(checkpoint: Path, data: Path, work: Path, args: Any) -> dict[str, Search]:
+def systems(
+    checkpoint: Path, data: Path, dictionary: Any, work: Path, args: Any
+) -> dict[str, Search]:
     """All of them, by what the table calls them; what is exported lies in `work`."""
 
     def exported(form: str, name: str, *options: str) -> Path:
@@ -90,7 +92,6 @@ def systems(checkpoint: Path, data: Path, work: Path, args: Any) -> dict[str, Se
         export.run(export.parse_args(order))
         return work / name
 
-    dictionary = load(checkpoint, data)[1].source_dictionary
     found = {
         "`updown_transformer`": in_fairseq(checkpoint, data, args.beam),
         "`updown_transformer`, `--updown-step-precision int8`": in_fairseq(
@@ -135,7 +136,7 @@ def run(args: Any) -> None:
     seconds: dict[str, list[float]] = {}
     texts: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as work, torch.inference_mode():
-        searches = systems(checkpoint, data, Path(work), args)
+        searches = systems(checkpoint, data, task.source_dictionary, Path(work), args)
         for search in searches.values():
             search(batches[0])  # what is made once is not timed
         turns = [name for _ in range(args.repeats) for name in searches]

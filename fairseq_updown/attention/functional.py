@@ -107,8 +107,8 @@ def attend(
     """softmax(scale Q K^T + key_bias) V through `scaled_dot_product_attention`.
 
     A bias that is being learned, or that meets a mask, rides in extra channels of the keys (against
-    ones in the queries): the fused kernels give no gradient to an additive mask, and one that held
-    both would be as large as all the logits. In bf16 and fp16 it is split into a leading and a
+    a constant in the queries): the fused kernels give no gradient to an additive mask, and one that
+    held both would be as large as all the logits. In bf16 and fp16 it is split into a leading and a
     remaining part, which keeps twice their digits of it.
 
     Args:

@@ -7,9 +7,12 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any, TypeVar
+
+from ..errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,6 +29,9 @@ def map_by_workers(function: Callable[[T], R], items: Iterable[T], workers: int 
     Several workers inherit ``function`` with all that it holds, such as a loaded model; items and
     results are sent, a hundred or less of a worker at a time. Workers never collect garbage, so
     ``function`` leaves no cycles behind. What it raises is raised here.
+
+    Raises:
+        UserError: a worker was killed
     """
     items = iter(items)
     first = list(islice(items, _FEW + 1))
@@ -34,6 +40,7 @@ def map_by_workers(function: Callable[[T], R], items: Iterable[T], workers: int 
         yield from map(function, items)
         return
     waiting: deque[Future[list[R]]] = deque()
+    others = set(active_children())
     pool = ProcessPoolExecutor(workers, get_context("fork"), _start_worker, (function,))
     try:
         while chunk := list(islice(items, _CHUNK)):
@@ -42,8 +49,15 @@ def map_by_workers(function: Callable[[T], R], items: Iterable[T], workers: int 
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker ended in the middle of its work, perhaps for want of memory: give fewer "
+            "--workers"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+        for left in set(active_children()) - others:  # where not all could be started
+            left.terminate()
 
 
 def _start_worker(function: Callable[[Any], Any]) -> None:

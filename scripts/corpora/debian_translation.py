@@ -91,7 +91,9 @@ def untranslated(english: str, foreign: str, originals: set[str]) -> bool:
     return size >= 5 and sum((words & copies).values()) > 0.8 * size
 
 
-def split(segments: list[Pair], seed: int, drops: Counter[str]) -> dict[str, list[Pair]]:
+def split(
+    segments: list[Pair], seed: int, drops: Counter[str], workers: int = 1
+) -> dict[str, list[Pair]]:
     """Split by whole families, in the order of their hash; no text of train stands in the rest."""
     members: dict[str, list[Pair]] = defaultdict(list)
     for segment in segments:
@@ -111,7 +113,8 @@ def split(segments: list[Pair], seed: int, drops: Counter[str]) -> dict[str, lis
         parts[name] = sorted(own, key=lambda s: digest(f"{seed} {s.source}\t{s.target}", "sha256"))
         if name != "train":
             held.update(folded(text) for s in own for text in s[1:3])
-    parts["train"] = without_copies(parts["train"], parts["test"] + parts["valid"], "train", drops)
+    held_out = parts["test"] + parts["valid"]
+    parts["train"] = without_copies(parts["train"], held_out, "train", drops, workers)
     return parts
 
 
@@ -206,7 +209,7 @@ def debian_corpus(
         "aligned segments": len(segments),
         "families of packages": len({segment.keys[0] for segment in kept}),
     }
-    parts = split(kept, args.seed, drops)
+    parts = split(kept, args.seed, drops, args.workers)
     if not all(parts.values()):
         raise UserError(f"only {len(kept)} usable pairs for --lang {args.lang}: too few to split")
     return parts

@@ -181,8 +181,8 @@ def test_fewer_bits_multiply_within_their_rounding(name: str, bias: bool, size: 
 def test_the_largest_numbers_of_8_bits_do_not_overflow() -> None:
     module = make(256, 8, bias=False)
     module.weight.copy_(torch.ones(8, 256) * torch.tensor([1.0, -1.0]).repeat(4).unsqueeze(1))
-    with StepPrecision("int8").step({}, 2):
-        actual = module(torch.tensor([[1.0], [-1.0]]).expand(2, 256))
+    largest, int8 = torch.tensor([[1.0], [-1.0]]).expand(2, 256), FORMATS["int8"]
+    actual = int8.multiply(int8.pack(module, 2), module, largest, 2)
     torch.testing.assert_close(actual.abs(), torch.full((2, 8), 256.0), rtol=1e-5, atol=0)
 
 

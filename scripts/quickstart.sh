@@ -33,11 +33,11 @@ mkdir -p "$work"
 say "2/6 corpus: docstrings of the installed packages"
 "$bin/python" scripts/corpora/docstrings.py --out "$work/corpus"
 
-# Later steps build on the corpus; a new corpus makes them start anew.
-corpus=$(sha256sum "$work/corpus/report.json" | cut -d' ' -f1)
-if [ "$(cat "$work/corpus.sha256" 2>/dev/null)" != "$corpus" ]; then
+# Later steps build on the corpus and on this script: where one of them changed, they start anew.
+made_of=$(cat "$work/corpus/report.json" scripts/quickstart.sh | sha256sum | cut -d' ' -f1)
+if [ "$(cat "$work/made-of.sha256" 2>/dev/null)" != "$made_of" ]; then
   rm -rf "$work/bin" "$work/checkpoints" "$work"/generated-*.txt
-  echo "$corpus" >"$work/corpus.sha256"
+  echo "$made_of" >"$work/made-of.sha256"
 fi
 
 say "3/6 fairseq-preprocess"
@@ -62,6 +62,7 @@ generated=$work/generated-$updates.txt
   --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 \
   --decoder-attention-heads 4 --encoder-normalize-before --decoder-normalize-before \
   --updown-block-size 32 --updown-slots 4 --updown-decoder-block-size 32 \
+  --updown-copy --updown-autocast bfloat16 \
   --max-source-positions 96 --max-target-positions 128 \
   --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
   --lr 0.003 --lr-scheduler polynomial_decay --warmup-updates 200 --total-num-update "$updates" \

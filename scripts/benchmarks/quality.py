@@ -105,7 +105,7 @@ SYSTEMS = {
     "luna": (UPDOWN, "--updown-mixer luna --updown-pool-layers ''"),
 }
 
-_JSON_LINE = re.compile(r"\| (train_inner|valid) \| (\{.*\})$")
+_JSON_LINE = re.compile(r"\| (train_inner|train|valid) \| (\{.*\})$")
 
 
 class Run:
@@ -246,8 +246,9 @@ def read_training_log(path: Path) -> dict[str, Any]:
 
     The speed is that of the fastest tenth of the logged intervals: other work on the machine, and
     validations, disturb those least. A resumed training logs the updates since its checkpoint
-    again; the later ones count.
+    again; the later ones count. One that ended within an interval has the speed of all of it.
     """
+    updates, seconds = 0, 1.0
     speeds: dict[int, float] = {}
     curve: dict[int, tuple[float, ...]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -259,12 +260,15 @@ def read_training_log(path: Path) -> dict[str, Any]:
             names = ("valid_nll_loss", "valid_rougeL")
             scores = tuple(float(values[name]) for name in names if name in values)
             curve[int(values["valid_num_updates"])] = scores
+        elif kind == "train":  # at the end of each epoch
+            updates, seconds = int(values["train_num_updates"]), float(values["train_wall"])
         else:
-            speeds[int(values["num_updates"])] = float(values["ups"])
+            updates = int(values["num_updates"])
+            speeds[updates] = float(values["ups"])
     return {
-        "updates": max(speeds),
-        "updates per second": float(np.percentile(list(speeds.values()), 90)),
-        "curve": [(updates, *curve[updates]) for updates in sorted(curve)],
+        "updates": updates,
+        "updates per second": float(np.percentile([*speeds.values()] or [updates / seconds], 90)),
+        "curve": [(at, *curve[at]) for at in sorted(curve)],
     }
 
 

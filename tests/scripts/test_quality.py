@@ -46,6 +46,12 @@ def test_speed_is_that_of_undisturbed_intervals_and_a_resumed_part_counts_once(
     }
 
 
+def test_a_training_shorter_than_an_interval_has_the_speed_of_all_of_it(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_text(log_line("train", train_num_updates=1, train_ups=0, train_wall=5))
+    assert quality.read_training_log(log) == {"updates": 1, "updates per second": 0.2, "curve": []}
+
+
 def test_table_compares_at_the_time_of_the_fastest() -> None:
     slow = json.loads(json.dumps(RUN))
     slow["train"].update({"updates per second": 0.25, "curve": [[10, 8.0, 5.0], [20, 5.0, 9.0]]})

@@ -1,9 +1,9 @@
 """examples/bart: a corpus is encoded as fairseq does it; what cannot run is refused first."""
 
+import importlib.util
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
@@ -16,33 +16,43 @@ def run(*command: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*map(str, command)], capture_output=True, text=True)
 
 
-def encode(folder: Path, *options: Any) -> "subprocess.CompletedProcess[str]":
-    files = ["--encoder-json", folder / "encoder.json", "--vocab-bpe", folder / "vocab.bpe"]
-    out = ["--out", folder / "bpe"]
-    return run(sys.executable, FOLDER / "encode.py", folder, *out, *files, *options)
+@pytest.fixture
+def encode(tmp_path: Path) -> Callable[[], int]:
+    """encode.py on the files of a folder, in this process."""
+    spec = importlib.util.spec_from_file_location("encode", FOLDER / "encode.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    files = ["--encoder-json", tmp_path / "encoder.json", "--vocab-bpe", tmp_path / "vocab.bpe"]
+    order = [tmp_path, "--out", tmp_path / "bpe", *files, "--workers", "2"]
+    return lambda: module.main(list(map(str, order)))
 
 
-def test_a_corpus_is_encoded_line_by_line_once(tmp_path: Path) -> None:
+def test_a_corpus_is_encoded_line_by_line_once(tmp_path: Path, encode: Callable[[], int]) -> None:
     (tmp_path / "raw").mkdir()
     make_files(tmp_path)
     lines = ["", *(" ".join(WORDS[i % 7 :]) for i in range(300))]
     names = [f"{split}.{side}" for split in ("train", "valid", "test") for side in ("src", "tgt")]
     for name in names[:-1]:
         (tmp_path / "raw" / name).write_text("".join(f"{line}\n" for line in lines))
-    done = encode(tmp_path)
-    assert done.returncode == 1
-    assert "no test.tgt" in done.stderr
+    with pytest.raises(SystemExit, match=r"no test\.tgt"):
+        encode()
     (tmp_path / "raw" / "test.tgt").write_text("the cat\n")
     (tmp_path / "bpe").mkdir()
     (tmp_path / "bpe" / "valid.src").write_text("kept\n")
-    assert encode(tmp_path).returncode == 0
+    assert encode() == 0
     bpe = get_encoder(str(tmp_path / "encoder.json"), str(tmp_path / "vocab.bpe"))
     want = [" ".join(map(str, bpe.encode(line))) for line in lines]
     assert (tmp_path / "bpe" / "train.src").read_text() == "".join(f"{line}\n" for line in want)
     assert (tmp_path / "bpe" / "valid.src").read_text() == "kept\n"
     assert sorted(path.name for path in (tmp_path / "bpe").iterdir()) == sorted(names)
+    (tmp_path / "encoder.json").write_text("<html>Not found</html>")
+    with pytest.raises(SystemExit, match=r"are not GPT-2's encoder\.json and vocab\.bpe"):
+        encode()
     (tmp_path / "encoder.json").unlink()
-    assert "encoder.json and vocab.bpe are needed" in encode(tmp_path).stderr
+    with pytest.raises(SystemExit, match=r"encoder\.json and vocab\.bpe are needed"):
+        encode()
 
 
 @pytest.mark.parametrize(

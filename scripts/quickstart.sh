@@ -33,8 +33,19 @@ mkdir -p "$work"
 say "2/6 corpus: docstrings of the installed packages"
 "$bin/python" scripts/corpora/docstrings.py --out "$work/corpus"
 
-# Later steps build on the corpus and on this script: where one of them changed, they start anew.
-made_of=$(cat "$work/corpus/report.json" scripts/quickstart.sh | sha256sum | cut -d' ' -f1)
+# Sources are cut to 96 pieces for the sake of the minutes; blocks of 32 pieces with four slots each
+# keep compression at work. No pool layers: the memory is short as it is.
+model=(
+  --arch updown_transformer_tiny --share-all-embeddings
+  --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4
+  --decoder-attention-heads 4 --encoder-normalize-before --decoder-normalize-before
+  --updown-block-size 32 --updown-slots 4 --updown-decoder-block-size 32
+  --updown-copy --updown-autocast bfloat16
+  --max-source-positions 96 --max-target-positions 128
+)
+
+# Later steps build on the corpus and the model; where one of them is new, they start anew.
+made_of=$({ cat "$work/corpus/report.json"; echo "${model[@]}"; } | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$work/made-of.sha256" 2>/dev/null)" != "$made_of" ]; then
   rm -rf "$work/bin" "$work/checkpoints" "$work"/generated-*.txt
   echo "$made_of" >"$work/made-of.sha256"
@@ -51,19 +62,12 @@ if [ ! -d "$work/bin" ]; then
   mv "$work/bin.partial" "$work/bin"
 fi
 
-# Sources are cut to 96 pieces for the sake of the minutes; blocks of 32 pieces with four slots each
-# keep compression at work. No pool layers: the memory is short as it is.
 say "4/6 fairseq-train, $updates updates"
 generated=$work/generated-$updates.txt
 [ -f "$generated" ] || # fairseq would take one more update than --max-update at every rerun
   "$bin/fairseq-train" "$work/bin" --user-dir "$plugin" \
   --task summarization --truncate-source --truncate-target \
-  --arch updown_transformer_tiny --share-all-embeddings \
-  --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 \
-  --decoder-attention-heads 4 --encoder-normalize-before --decoder-normalize-before \
-  --updown-block-size 32 --updown-slots 4 --updown-decoder-block-size 32 \
-  --updown-copy --updown-autocast bfloat16 \
-  --max-source-positions 96 --max-target-positions 128 \
+  "${model[@]}" \
   --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
   --lr 0.003 --lr-scheduler polynomial_decay --warmup-updates 200 --total-num-update "$updates" \
   --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0 \

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 
 # The logit of a key that must not be seen. Finite, so that a query with nothing to see gets a
 # finite answer; exp(-1e4) is exactly 0 in every dtype, and fp16 can hold it.
@@ -20,7 +20,7 @@ MASKED_LOGIT = -1e4
 
 def full_precision(x: Tensor) -> Tensor:
     """Returns `x` in float32 if it is fp16 or bf16, else unchanged: scores and sorts need it."""
-    return x.float() if x.dtype in _HALVES else x
+    return x.float() if x.dtype in HALVES else x
 
 
 def lowered(x: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def bias_in_channels(
     head_dim = query.size(-1)
     extra = 8 - head_dim % 8 if head_dim % 8 <= 6 else 16 - head_dim % 8
     against = bias_channel(scale, extra, key.dtype)
-    if key.dtype in _HALVES:
+    if key.dtype in HALVES:
         times, others = extra // 2, extra - extra // 2
         factor = against * scale * times
         key_bias = key_bias if factor == 1.0 else key_bias / factor
@@ -166,7 +166,7 @@ def bias_in_channels(
 def bias_channel(scale: float, extra: int, dtype: torch.dtype) -> float:
     """What stands in the queries against a bias in `extra` channels of the keys; in bf16 and fp16
     a power of two, which they hold, near what makes half of the channels the bias."""
-    if dtype in _HALVES:
+    if dtype in HALVES:
         return 2.0 ** round(-math.log2(scale * (extra // 2)))
     return 1.0 / (scale * extra)
 

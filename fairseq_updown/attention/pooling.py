@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .functional import length_mask
+from .functional import HALVES, length_mask
 
 
 class Pooling(NamedTuple):
@@ -192,7 +192,7 @@ def tie_tolerance(dtype: torch.dtype) -> float:
         dtype: of the vectors that are scored; the scores themselves are at least float32.
     """
     eps = torch.finfo(dtype).eps
-    return eps / 2 if dtype in (torch.float16, torch.bfloat16) else 32 * eps
+    return eps / 2 if dtype in HALVES else 32 * eps
 
 
 def rank_by_score(scores: Tensor, tolerance: float) -> Tensor:

@@ -43,6 +43,12 @@ def map_by_workers(function: Callable[[T], R], items: Iterable[T], workers: int 
     others = set(active_children())
     pool = ProcessPoolExecutor(workers, get_context("fork"), _start_worker, (function,))
     try:
+        pool.submit(_do_chunk, [])  # starts all workers
+    except BaseException:  # those that were started know nobody who would end them
+        for worker in set(active_children()) - others:
+            worker.terminate()
+        raise
+    try:
         while chunk := list(islice(items, _CHUNK)):
             waiting.append(pool.submit(_do_chunk, chunk))
             if len(waiting) >= workers * _CHUNKS:
@@ -56,8 +62,6 @@ def map_by_workers(function: Callable[[T], R], items: Iterable[T], workers: int 
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-        for left in set(active_children()) - others:  # where not all could be started
-            left.terminate()
 
 
 def _start_worker(function: Callable[[Any], Any]) -> None:

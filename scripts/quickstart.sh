@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # From nothing to a scored summarizer on real text, on two CPU cores, with no download but packages:
 # environment, corpus (docstrings of the installed libraries -> their summary lines), training,
-# generation, ROUGE beside a lead baseline. Run it again and it goes on where it stopped.
+# generation, ROUGE beside a lead baseline, a page that shows what a summary was read from. Run it
+# again and it goes on where it stopped.
 # Usage: bash scripts/quickstart.sh [--work DIR] [--updates N]
 #   --work DIR    where corpus, checkpoints and results go (default: work/quickstart)
 #   --updates N   training updates (default: 1800); raise it later to train on
@@ -13,7 +14,7 @@ while [ $# -gt 0 ]; do
   case "$1" in
     --work) work=${2:?--work needs a directory}; shift 2 ;;
     --updates) updates=${2:?--updates needs a number}; shift 2 ;;
-    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) echo "quickstart.sh: unknown argument '$1'; try --help" >&2; exit 2 ;;
   esac
 done
@@ -79,22 +80,28 @@ generated=$work/generated-$updates.txt
   sed -u -E 's/^.*\| (train_inner|valid) \| /  /; s/, (bsz|gnorm|clip|train_wall|wpb|ups)=[^,]*//g'
 
 say "5/6 fairseq-generate on the test set"
+search=(--beam 4 --lenpen 1.5 --min-len 8 --max-len-b 60 --no-repeat-ngram-size 3)
 if [ ! -f "$generated" ]; then
   "$bin/fairseq-generate" "$work/bin" --user-dir "$plugin" \
     --task summarization --truncate-source --truncate-target \
     --path "$work/checkpoints/checkpoint_last.pt" --cpu --max-tokens 4000 \
     --max-source-positions 96 --max-target-positions 128 \
-    --beam 4 --lenpen 1.5 --min-len 8 --max-len-b 60 --no-repeat-ngram-size 3 \
-    --remove-bpe sentencepiece >"$generated.partial" 2>"$work/generate.log" ||
+    "${search[@]}" --remove-bpe sentencepiece >"$generated.partial" 2>"$work/generate.log" ||
     { tail -n 5 "$work/generate.log" >&2; exit 1; }
   mv "$generated.partial" "$generated"
 fi
 grep -E '^Generate|Translated' "$generated" "$work/generate.log" -h || true
 
-say "6/6 scores beside the lead baseline, and five examples"
+say "6/6 scores beside the lead baseline, five examples, and a page of the third"
 "$bin/updown-score" --generated "$generated" \
   --references "$work/corpus/raw/test.tgt" --sources "$work/corpus/raw/test.src" \
   --bodies "$work/corpus/raw/test.body" --examples 5 --json "$work/scores-$updates.json"
-say "done; model in $work/checkpoints, scores in $work/scores-$updates.json; now try
+sources=$work/corpus/raw/test.src
+sed -n "$(($(wc -l <"$sources") / 2 + 1))p" "$sources" >"$work/document.txt"
+"$bin/updown-highlight" --checkpoint "$work/checkpoints/checkpoint_last.pt" --data "$work/bin" \
+  --long truncate "${search[@]}" --out "$work/highlight.html" "$work/document.txt"
+
+say "done; model in $work/checkpoints, scores in $work/scores-$updates.json;
+  what the words of one summary were read and copied from: $work/highlight.html; now try
   echo 'text' | "$bin/updown-summarize" --long truncate \\
     --data $work/bin --checkpoint $work/checkpoints/checkpoint_last.pt"

@@ -218,27 +218,35 @@ class Run:
     def call(self, command: str, data: Path, log: Path, *arguments: str) -> int:
         """Runs a fairseq command; returns its peak resident memory in KiB."""
         plugin = str(Path(fairseq_updown.__file__).parent)
-        program = [str(Path(sys.executable).parent / command), str(data)]
         environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
         environment["OMP_NUM_THREADS"] = str(self.args.threads)
         device = ["--cpu"] if self.args.cpu else []
-        with log.open("a", encoding="utf-8") as stream:
-            process = subprocess.Popen(
-                [*program, "--user-dir", plugin, *device, *arguments],
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
-            try:
-                _, status, usage = os.wait4(process.pid, 0)
-            except BaseException:  # it would go on alone, and a resumed run would meet it
-                process.kill()
-                process.wait()
-                raise
+        order = [command, str(data), "--user-dir", plugin, *device, *arguments]
+        status, peak = run_installed(order, log, environment)
         if status:
             tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
             raise UserError(f"{command} failed for {self.folder.name}:\n{tail}\n(log: {log})")
-        return usage.ru_maxrss
+        return peak
+
+
+def run_installed(order: Sequence[str], log: Path, environment: dict[str, str]) -> tuple[int, int]:
+    """Runs an installed program, with what it prints in the log.
+
+    Returns:
+        its status, and its peak resident memory in KiB.
+    """
+    program = str(Path(sys.executable).parent / order[0])
+    with log.open("a", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            [program, *order[1:]], stdout=stream, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:  # it would go on alone, and a resumed run would meet it
+            process.kill()
+            process.wait()
+            raise
+    return status, usage.ru_maxrss
 
 
 def read_training_log(path: Path) -> dict[str, Any]:

@@ -207,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--updates", type=positive, default=1000, metavar="N")
     add("--report", type=positive, default=200, metavar="N", help="accuracy after so many updates")
     add("--seed", type=int, default=0)
+    add("--autocast", action="store_true", help="train with --updown-autocast bfloat16-always")
     args = parser.parse_args(argv)
     variants = args.variants or list(POOLING_VARIANTS if args.scattered else VARIANTS)
     tasks = scattered_tasks(args.scattered) if args.scattered else [PLAIN]
@@ -215,6 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"accuracy after updates, torch {torch.__version__}, seed {args.seed}")
     for variant in variants:
         options = {**VARIANTS, **POOLING_VARIANTS}[variant]
+        if args.autocast:
+            options = {**options, "updown_autocast": "bfloat16-always"}
         curve = learn(options, args.updates, args.seed, args.report, tasks, label=variant)
         found = {update: list(by_length.values()) for update, by_length in curve}
         print(f"{variant}: {json.dumps(found)}", flush=True)

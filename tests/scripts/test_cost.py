@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import cost
 import fresh_process
@@ -33,6 +33,15 @@ SMALL = [
 
 
 TIMED = ["--sections", "train", "generate", "sentences", "dropout"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_rates() -> Iterator[None]:
+    """What the machine reaches is measured, on little."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(steps.SHAPES, "cpu", [(256, 256, 256)])
+        patch.setitem(steps.BUFFER, "cpu", 2**20)
+        yield
 
 
 @pytest.fixture(scope="module")

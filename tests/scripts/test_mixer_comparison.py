@@ -11,7 +11,9 @@ import mixer_rows
 import mixer_sections
 import mixers
 import pytest
+import quality
 import systems
+from commands import in_fork
 from figure_store import PLUGIN, Store, code, plugin_source
 from mixer_rows import Row
 from mixer_sections import SECTIONS
@@ -329,8 +331,13 @@ def test_translations_are_scored_in_the_order_of_the_references(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", ["summaries", "translation"])
 def test_trainings_run_once_and_are_scored(
-    section: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    section: str,
+    work: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(quality, "run_installed", in_fork)
     data = tmp_path / "translation"
     (data / "corpus" / "raw").mkdir(parents=True)
     (data / "data-bin").symlink_to(work / "bin")

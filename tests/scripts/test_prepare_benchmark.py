@@ -34,8 +34,8 @@ def test_a_failing_command_is_an_error_with_its_words() -> None:
 
 @pytest.mark.slow
 def test_a_row_for_each_number_of_workers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    sizes = ["--documents", "2500", "--words", "80", "--workers", "1", "2"]
+    sizes = ["--documents", "1900", "--words", "80", "--workers", "1", "2"]
     assert prepare.main([*sizes, "--work", str(tmp_path)]) == 0
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
-    assert [row[2].strip() for row in rows[2:]] == ["2,500", "2,500"]
+    assert [row[2].strip() for row in rows[2:]] == ["1,900", "1,900"]
     assert not list(tmp_path.iterdir())

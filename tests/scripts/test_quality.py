@@ -1,12 +1,15 @@
 """The quality comparison reads what training logged, and runs, resumes and refuses as it says."""
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
 import quality
+from commands import in_fork
 
 RUN: Dict[str, Any] = {
     "train": {
@@ -73,9 +76,24 @@ def arguments(work: Path, out: Path, *more: str) -> List[str]:
     return [str(work / "bin"), "--out", str(out), *own, *more]
 
 
+def test_a_program_runs_in_its_environment_and_its_memory_is_known(tmp_path: Path) -> None:
+    code = "import os; held = bytearray(b'x') * 2**29; print(os.environ['X'], len(held))"
+    log = tmp_path / "log"
+    order = [Path(sys.executable).name, "-c", code]
+    status, peak = quality.run_installed(order, log, {**os.environ, "X": "here"})
+    assert (status, log.read_text()) == (0, f"here {2**29}\n")
+    assert 2**19 < peak < 2**20
+    assert quality.run_installed([*order[:2], "exit(3)"], log, dict(os.environ))[0] != 0
+
+
+@pytest.fixture
+def in_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "run_installed", in_fork)
+
+
 @pytest.mark.slow
 def test_systems_run_once_and_other_options_are_refused(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    in_forks: None, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     systems = ["--systems", "updown", "transformer"]
     assert quality.main(arguments(work, tmp_path, *systems, "--jobs", "2")) == 0
@@ -92,7 +110,7 @@ def test_systems_run_once_and_other_options_are_refused(
 
 @pytest.mark.slow
 def test_systems_train_for_the_same_time(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    in_forks: None, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     own = ["--minutes", "1", "--seeds", "1", "--source-tokens", "30", "--test-part", "2"]
     order = [str(work / "bin"), "--out", str(tmp_path), *own, "--systems", "updown copy"]

@@ -1,5 +1,8 @@
 """The recall tasks are what they say."""
 
+import json
+from typing import Any, Dict, List
+
 import pytest
 import recall
 import torch
@@ -20,3 +23,25 @@ def test_scattered_pairs_stand_in_the_first_half_and_questions_at_the_end(length
 
 def test_longer_sources_come_in_smaller_batches() -> None:
     assert [task.bsz for task in recall.scattered_tasks([64, 256, 1024])] == [32, 16, 8]
+
+
+@pytest.mark.parametrize("flags", [[], ["--autocast"]])
+def test_curves_are_printed_in_either_precision(
+    flags: List[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: List[str] = []
+
+    def build(options: Dict[str, Any], *more: Any) -> Any:
+        built.append(options.get("updown_autocast", "off"))
+        return plain_build(options, *more)
+
+    plain_build = recall.build
+    monkeypatch.setattr(recall, "build", build)
+    for module, name in ((recall.logging, "disable"), (torch, "set_num_threads")):
+        monkeypatch.setattr(module, name, lambda _: None)  # they would last
+    sizes = ["--variants", "slots", "--updates", "3", "--report", "2"]
+    assert recall.main([*sizes, *flags]) == 0
+    assert built == ["bfloat16-always" if flags else "off"]
+    name, _, curve = capsys.readouterr().out.splitlines()[-1].partition(": ")
+    assert name == "slots"
+    assert list(json.loads(curve)) == ["2", "3"]

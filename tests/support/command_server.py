@@ -5,6 +5,7 @@ list of arguments for `fork`, answered by the fork's process id, or a process id
 status with which that fork has ended.
 """
 
+import gc
 import importlib
 import io
 import json
@@ -32,7 +33,8 @@ def become(words: List[str], log: str, stdin: str, cwd: str, env: Dict[str, str]
         log: the file for what it prints, on both streams.
         stdin: the file that it reads.
     """
-    for stream, path, mode in ((0, stdin, os.O_RDONLY), (1, log, os.O_WRONLY | os.O_CREAT)):
+    appended = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    for stream, path, mode in ((0, stdin, os.O_RDONLY), (1, log, appended)):
         opened = os.open(path, mode, 0o644)
         os.dup2(opened, stream)
         os.close(opened)
@@ -66,8 +68,21 @@ def serve(connection: socket.socket) -> None:
         print(answer, file=lines, flush=True)
 
 
-if __name__ == "__main__":
-    sys.path.insert(1, str(ROOT))
+def prepare() -> None:
+    """Does here, once, what every command would do before its own work and at its end."""
     for module in PRELOAD:
         importlib.import_module(module)
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    # The first parsing by hydra builds tables of its grammar.
+    parser = options.get_training_parser()
+    some = options.parse_args_and_arch(parser, ["data", "--arch", "transformer"])
+    convert_namespace_to_omegaconf(some)
+    gc.freeze()  # else a fork that ends looks through, and so copies, all that is here
+
+
+if __name__ == "__main__":
+    sys.path.insert(1, str(ROOT))
+    prepare()
     serve(socket.socket(fileno=int(sys.argv[1])))

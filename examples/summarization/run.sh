@@ -52,6 +52,7 @@ else
         --batch-size 2 --update-freq 2 --lr 2e-3 --warmup-updates 300 --dropout 0.1
     )
     device=(--cpu) updates=${updates:-2000} interval=250
+    [[ $system == transformer ]] || size+=(--updown-autocast bfloat16) # where it is faster
 fi
 
 work=${work:-$data/$system-$tokens}

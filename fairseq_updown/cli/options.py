@@ -9,6 +9,7 @@ from typing import Any
 
 from ..inference.loading import SENTENCEPIECE_MODEL
 from ..inference.summarizer import Summarizer
+from ..ops.packed_linear import FORMATS
 from .support import positive, whole_number
 
 
@@ -43,6 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     device = "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
     add(model, "--device", device, metavar="NAME")
     add(model, "--fp16", "compute in half precision", action="store_true")
+    products = "of decoding steps on a CPU (default: the training's --updown-step-precision)"
+    add(model, "--step-precision", products, choices=list(FORMATS))
     batch = "most source tokens of a batch of several documents (default %(default)s)"
     add(model, "--max-tokens", batch, type=positive, metavar="N")
 

@@ -18,6 +18,8 @@ from ..data.files import open_regular
 from ..decoding.repeats import fix_repeat_blocker
 from ..decoding.search_options import check_value
 from ..errors import UserError
+from ..models.updown_transformer.decoder import UpdownTransformerDecoder
+from ..ops.packed_linear import FORMATS, StepPrecision
 
 SENTENCEPIECE_MODEL = "spm.model"
 SAME_VOCABULARY = 0.9  # least share of the dictionary that the sentencepiece model must know
@@ -156,6 +158,23 @@ def load_models(checkpoint: str | Path, data: str | Path | None) -> tuple[Any, l
     task = _setup_task(states[0], paths[0], data)
     bpe = states[0]["cfg"].get("bpe")
     return task, [_build_model(task, *found) for found in zip(states, paths)], bpe
+
+
+def use_step_precision(models: Sequence[Any], name: str) -> None:
+    """Lets the models generate in this precision, whatever they were trained to use.
+
+    Raises:
+        UserError: there is no such precision, or a model has none to choose.
+    """
+    if name not in FORMATS:
+        raise UserError(f"--step-precision {name} is none of {', '.join(FORMATS)}: choose one")
+    for model in models:
+        if not isinstance(model.decoder, UpdownTransformerDecoder):
+            raise UserError(
+                f"--step-precision {name}: the checkpoint's {type(model).__name__} has no other "
+                "steps than fairseq's: leave it out"
+            )
+        model.decoder.step_precision = StepPrecision(name)
 
 
 def load_sentencepiece(path: str | Path | None, task: Any) -> sentencepiece.SentencePieceProcessor:

@@ -24,6 +24,7 @@ from .loading import (
     first_line,
     load_models,
     usable_device,
+    use_step_precision,
 )
 from .pieces import Pieces, load_pieces
 from .windows import SPACE, window_ends
@@ -142,6 +143,7 @@ class Summarizer:
         bpe_args: Mapping[str, Any] | str | None = None,
         device: str | None = None,
         fp16: bool = False,
+        step_precision: str | None = None,
         max_tokens: int = 8192,
         stream_memory: int = 4096,
         beam: int = 4,
@@ -163,6 +165,8 @@ class Summarizer:
                 has there, also as JSON; default: those of the training.
             device: as torch names it, such as `cpu` or `cuda:1`; default: a GPU if there is one.
             fp16: compute in half precision.
+            step_precision: of the decoder's products on a CPU, as `--updown-step-precision` names
+                it: `float32`, `bfloat16` or `int8`; default: the training's.
             max_tokens: most source tokens, padding included, of a batch of several documents.
             stream_memory: tokens that the decoder reads of a document without end, at most.
             beam, lenpen, unkpen, min_len, max_len_a, max_len_b, no_repeat_ngram_size: as in
@@ -178,6 +182,8 @@ class Summarizer:
         target = usable_device(device)
         task, models, stored_bpe = load_models(checkpoint, data)
         pieces = load_pieces(task, stored_bpe, bpe, bpe_args, sentencepiece_model)
+        if step_precision is not None:
+            use_step_precision(models, step_precision)
         for model in models:
             model.make_generation_fast_(need_attn=False)
             (model.half() if fp16 else model).to(target)

@@ -332,22 +332,28 @@ def run_launches(args: argparse.Namespace, store: Store) -> None:
     print(f"\n### {TITLES['launches']}: target {args.target_length}, batch 1\n\n"
           f"Estimated, not measured: a GPU's step as max(launches x {LAUNCH_SECONDS * 1e6:.0f} us, "
           f"operations / {GPU_FLOPS / 1e12:.0f} TFLOP/s).\n")  # fmt: skip
-    head = ["source", "architecture", "launches", "of the first", "operations", "GPU, estimated"]
+    head = ["source", "architecture", "launches", "of the first", "decoding step", "of the first",
+            "operations", "GPU, estimated"]  # fmt: skip
     print(report.table(head, []))
     for length in args.launch_lengths:
-        work, first = Work("train", 1, length, args.target_length), 0.0
+        work = Work("train", 1, length, args.target_length)
+        first: dict[str, float] = {}
         for arch in args.architectures or ARCHITECTURES:
             if arch in peers.NAMES and not peers.INSTALLED:
-                print(report.line([str(length), f"`{arch}`", NOT_INSTALLED, "", "", ""]))
+                print(report.line([str(length), f"`{arch}`", NOT_INSTALLED, *[""] * 5]))
                 continue
-            key = {"launches": asdict(work), "architecture": arch, "setup": asdict(setup),
-                   "machine": surroundings(args.device)}  # fmt: skip
-            found = store.get(key, partial(steps.count_launches, arch, work, setup))
-            first = first or found["launches"]
+            key = {"launches": asdict(work), "beam": args.beam, "architecture": arch,
+                   "setup": asdict(setup), "machine": surroundings(args.device)}  # fmt: skip
+            found = store.get(key, partial(steps.count_launches, arch, work, setup, args.beam))
+            first = first or found
+            counts = []
+            for kind in ("launches", "decoding_launches"):
+                there = kind in found and kind in first
+                counts.append(f"{found[kind]:,}" if kind in found else "")
+                counts.append(f"{found[kind] / first[kind]:.2f}x" if there else "")
             seconds = max(found["launches"] * LAUNCH_SECONDS, found["flops"] / GPU_FLOPS)
             print(report.line([
-                str(length), f"`{arch}`", f"{found['launches']:,}",
-                f"{found['launches'] / first:.2f}x", f"{found['flops'] / 1e9:,.0f} G",
+                str(length), f"`{arch}`", *counts, f"{found['flops'] / 1e9:,.0f} G",
                 duration(seconds),
             ]))  # fmt: skip
 

@@ -16,7 +16,7 @@ import peers  # noqa: F401  adds its systems
 import torch
 from fairseq.optim.adam import Adam
 from fresh_process import MemoryMeter
-from systems import VOCABULARY, Setup, Work, build
+from systems import VOCABULARY, FairseqSystem, Setup, Work, build
 from torch import Tensor
 from work_counter import WorkCounter, as_on_gpus
 
@@ -167,8 +167,35 @@ def count_step(name: str, work: Work, setup: Setup, counter: WorkCounter) -> Run
     return runner
 
 
-def count_launches(name: str, work: Work, setup: Setup) -> dict[str, float]:
-    """Launches, and operations, of a training step's forward and backward pass on a GPU."""
+@torch.no_grad()
+def count_beam_step(model: Any, source: Tensor, beam: int) -> WorkCounter:
+    """Counts a step of fairseq's beam search: hypotheses change places, as they nearly always do,
+    and each gets a token.
+
+    Args:
+        source: `(1, length)`
+    """
+    model.eval()
+    order = torch.zeros(beam, dtype=torch.long, device=source.device)
+    encoder_out = model.encoder.reorder_encoder_out(model.encoder(source), order)
+    state: dict[str, Any] = {}
+    for step in range(3):  # what is done once is done in the first two
+        tokens = torch.full((beam, step + 1), 5, device=source.device)
+        with as_on_gpus(), WorkCounter() as counter:
+            if step:
+                order = torch.arange(beam, device=source.device).sub(1).clamp(min=0)
+                model.decoder.reorder_incremental_state_scripting(state, order)
+            model.decoder(tokens, encoder_out, incremental_state=state)
+    return counter
+
+
+def count_launches(name: str, work: Work, setup: Setup, beam: int) -> dict[str, float]:
+    """Launches, and operations, of a training step's forward and backward pass on a GPU, and
+    launches of a decoding step, which other libraries' models lack."""
     counter = WorkCounter()
-    count_step(name, work, setup, counter)
-    return {"launches": counter.launches.total(), "flops": counter.flops}
+    runner = count_step(name, work, setup, counter)
+    found: dict[str, float] = {"launches": counter.launches.total(), "flops": counter.flops}
+    if isinstance(runner.system, FairseqSystem):
+        step = count_beam_step(runner.system.model, runner.source, beam)
+        found["decoding_launches"] = step.launches.total()
+    return found

@@ -128,7 +128,8 @@ def test_hydra_training_with_a_named_architecture_and_generation(
 common: {{user_dir: {PLUGIN}, cpu: true, seed: 3}}
 task: {{_name: translation, data: {work / "bin"}, source_lang: src, target_lang: tgt}}
 model: {{_name: updown_transformer_tiny, share_all_embeddings: true, updown_pool_layers: '1',
-        updown_memory_size: 8, updown_pooling: topk, dropout: 0.2}}
+        updown_memory_size: 8, updown_pooling: topk, dropout: 0.2,
+        updown_autocast: bfloat16-always}}
 criterion: {{_name: label_smoothed_cross_entropy, label_smoothing: 0.1}}
 optimizer: {{_name: adam, adam_betas: '(0.9,0.98)'}}
 lr_scheduler: {{_name: inverse_sqrt, warmup_updates: 10}}
@@ -143,6 +144,7 @@ hydra: {{run: {{dir: {tmp_path / "run"}}}}}
     stored = load(tmp_path / "hydra" / "checkpoint_last.pt")["cfg"]["model"]
     expected = dict(_name="updown_transformer_tiny", encoder_embed_dim=64, updown_block_size=32)
     expected.update(updown_pool_layers="1", updown_pooling="topk", dropout=0.2)
+    expected.update(updown_autocast="bfloat16-always")
     assert {name: stored[name] for name in expected} == expected
     lines = generate(work, tmp_path / "hydra" / "checkpoint_last.pt", "--beam", 2)
     assert sum(line.startswith("H-") for line in lines) == 13
@@ -151,8 +153,10 @@ hydra: {{run: {{dir: {tmp_path / "run"}}}}}
 def test_two_processes_train_and_score_as_one_with_twice_the_batch(
     work: Path, tmp_path: Path
 ) -> None:
+    """In mixed precision; `tests/models/test_training.py` has it in float64."""
     rouge = ["--task", "summarization", "--eval-rouge", "--eval-rouge-remove-bpe", "none"]
     rouge += ["--eval-rouge-args", '{"beam": 2, "min_len": 5, "max_len_b": 9}']
+    rouge += ["--updown-autocast", "bfloat16-always"]
     both = []
     for rank in (0, 1):
         distributed = (

@@ -50,6 +50,15 @@ def test_stock_fairseq_writes_the_same(work: Path, tmp_path: Path) -> None:
     assert len({text for _, _, text in ours}) > 3
 
 
+def test_a_bart_becomes_a_stock_model(work: Path, tmp_path: Path) -> None:
+    stored = train(
+        work, tmp_path / "ours.pt", "--updown-pool-layers", "", arch="updown_transformer_bart_base"
+    )
+    run("updown-export", stored, "--to", "fairseq", tmp_path / "stock.pt")
+    ours = generate(work, stored, "--user-dir", PLUGIN)
+    assert generate(work, tmp_path / "stock.pt") == ours
+
+
 def test_it_trains_on_in_stock_fairseq(work: Path, tmp_path: Path) -> None:
     stored = train(work, tmp_path / "ours.pt")
     run("updown-export", stored, "--to", "fairseq", tmp_path / "stock.pt")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List, Tuple
 
 import pytest
@@ -22,6 +23,7 @@ from tiny_summarizer import FLAGS, LIMIT, SEARCH, Toy
 from fairseq_updown.cli import summarize
 from fairseq_updown.cli.support import UserError
 from fairseq_updown.data.parallel_text import train_sentencepiece
+from fairseq_updown.inference.loading import use_step_precision
 from fairseq_updown.inference.summarizer import Summarizer
 from fairseq_updown.inference.windows import window_ends
 
@@ -127,6 +129,21 @@ def test_ensembles_and_the_summarization_task_load(toy: Toy, tmp_path: Path) -> 
     assert len(both.models) == 2
     document = single.encode(toy.documents[0])
     assert len({each.generate([document])[0].text for each in (single, other, both)}) == 1
+
+
+def test_the_precision_of_decoding_steps_can_be_chosen(toy: Toy, cli: Any) -> None:
+    assert [model.decoder.step_precision.name for model in toy.load().models] == ["float32"]
+    summarizer = toy.load(step_precision="int8")
+    assert [model.decoder.step_precision.name for model in summarizer.models] == ["int8"]
+    assert summarizer.summarize(toy.documents[:1])[0].text
+    with pytest.raises(UserError, match="--step-precision int4 is none of float32, bfloat16, int8"):
+        toy.load(step_precision="int4")
+    stock = SimpleNamespace(decoder=torch.nn.Module())
+    with pytest.raises(UserError, match="has no other steps than fairseq's: leave it out"):
+        use_step_precision([stock], "int8")
+    Path("a.txt").write_text(toy.documents[0])
+    status, out, _ = cli("a.txt", "--step-precision", "bfloat16")
+    assert (status, len(out.splitlines())) == (0, 1)
 
 
 def test_encoding_is_that_of_the_training_text(toy: Toy) -> None:

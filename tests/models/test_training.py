@@ -14,7 +14,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.optim import build_optimizer
 from omegaconf import OmegaConf
 from torch import Tensor
-from toy import build
+from toy import PAD, build
 
 SOURCE = torch.randint(4, 24, (3, 23), generator=torch.Generator().manual_seed(0))
 TARGET = torch.randint(4, 24, (3, 14), generator=torch.Generator().manual_seed(1))
@@ -70,6 +70,43 @@ def test_half_precision_errs_no_more_than_twice_the_stock_transformer(
     ours = middle_error(in_parallel, dtype, "updown", **flags)
     assert 0 < ours <= 2 * stock
     assert 0 < middle_error(step_by_step, dtype, "updown", **flags) <= 1.5 * ours
+
+
+def in_precision(dtype: Optional[torch.dtype], **options: Any) -> Any:
+    """A model in `dtype`, or (None) that computes under autocast to bfloat16."""
+    own = {} if dtype else {"updown_autocast": "bfloat16-always"}
+    return build(**options, **own).to(dtype or torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, None], ids=str)
+@torch.no_grad()
+def test_future_targets_change_no_bit_in_half_precision(
+    configuration: Dict[str, Any], dtype: Optional[torch.dtype]
+) -> None:
+    model = in_precision(dtype, **configuration)
+    before = model(SOURCE, None, TARGET)[0]
+    for t in (1, 6, 13):
+        changed = TARGET.clone()
+        changed[:, t:] = 4 + (changed[:, t:] - 3) % 20
+        after = model(SOURCE, None, changed)[0]
+        assert torch.equal(after[:, :t], before[:, :t])
+        assert not torch.equal(after[:, t:], before[:, t:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, None], ids=str)
+@pytest.mark.parametrize("flags", CONTINUOUS, ids=str)
+@torch.no_grad()
+def test_padding_moves_a_sample_in_half_precision_by_less_than_twice_its_error(
+    flags: Dict[str, Any], dtype: Optional[torch.dtype]
+) -> None:
+    model, exact = in_precision(dtype, **flags), build(**flags)
+    padded = SOURCE.clone()
+    padded[1, :9] = PAD
+    batch = model(padded, None, TARGET)[0][1]
+    alone, expected = (
+        each(SOURCE[1:2, 9:], None, TARGET[1:2])[0][0].double() for each in (model, exact)
+    )
+    assert (batch.double() - alone).norm() <= 2 * (alone - expected).norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -47,18 +47,18 @@ setup(
         "tqdm>=4,<5",
     ],
     extras_require={
-        "chart": ["matplotlib"],  # updown-highlight --png
+        "chart": ["matplotlib>=3.8,<4"],  # updown-highlight --png
         "ctranslate2": ["ctranslate2>=4,<5"],  # updown-export --to ctranslate2
         "dev": [
             "ctranslate2>=4,<5",
-            "hypothesis",
-            "matplotlib",
-            "mypy",
-            "pytest",
-            "pytest-xdist",
-            "python-debian",
-            "ruff",
+            "hypothesis>=6,<7",
+            "matplotlib>=3.8,<4",
+            "mypy>=2,<3",
+            "pytest>=9,<10",
+            "pytest-xdist>=3,<4",
+            "python-debian>=1,<2",
+            "ruff>=0.17,<0.18",
         ],
-        "peers": ["transformers"],  # LED and LongT5 in scripts/benchmarks/cost.py
+        "peers": ["transformers>=5,<6"],  # LED and LongT5 in scripts/benchmarks/cost.py
     },
 )

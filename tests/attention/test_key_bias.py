@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mixer_checks import LargestTensor
 
 from fairseq_updown.attention.functional import MASKED_LOGIT, attend, bias_in_channels
 
@@ -48,3 +49,14 @@ def test_attention_with_a_learned_bias_equals_plain_softmax(head_dim: int) -> No
     pairs = (torch.autograd.grad((weight * out).sum(), tensors) for out in (found, expected))
     for ours, theirs in zip(*pairs):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_no_tensor_is_as_large_as_all_logits(learned: bool) -> None:
+    """Neither in training nor, where a mask and the bias once met, in evaluation."""
+    heads = [torch.randn(4, 4, 64, 8, requires_grad=learned) for _ in range(3)]
+    bias = torch.randn(4, 4, 64, requires_grad=learned)
+    mask = torch.ones(64, 64, dtype=torch.bool).tril()
+    with torch.set_grad_enabled(learned), LargestTensor() as largest:
+        attend(*heads, key_bias=bias, mask=mask)
+    assert 4 * 4 * 64 * 8 <= largest.numel <= 4 * 4 * 64 * 64 / 2

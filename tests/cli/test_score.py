@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import tracemalloc
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -202,6 +203,15 @@ def test_the_bootstrap_is_that_of_all_draws_at_once() -> None:
     draws = np.random.default_rng(1).integers(31, size=(1000, 31))
     low, high = np.percentile((ours - theirs)[draws].mean(axis=1), [2.5, 97.5])
     assert (found["low"], found["high"]) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_the_bootstrap_of_a_large_test_set_takes_little_memory() -> None:
+    ours = np.linspace(0, 1, 20_000)
+    tracemalloc.start()
+    score.paired_difference(ours, ours / 2)  # type: ignore[arg-type]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * ours.nbytes  # of all draws at once: 1000 times
 
 
 # ------------------------------------------------------------------------------------- headings

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 import torch
-from commands import ENVIRONMENT, PLUGIN, run
+from commands import ENVIRONMENT, PLUGIN, run, start
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_summarizer import FLAGS, LIMIT, SEARCH, Toy
@@ -385,3 +386,19 @@ def test_the_command_is_quiet_and_stops_with_its_reader(toy: Toy, tmp_path: Path
     command = f"set -o pipefail; {shlex.join(map(str, script))} < {tmp_path / 'text'} | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, env=ENVIRONMENT)
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+
+
+def test_lines_are_summarized_while_their_writer_goes_on(toy: Toy, tmp_path: Path) -> None:
+    pipe, log = tmp_path / "pipe", tmp_path / "log"
+    os.mkfifo(pipe)
+    order = ["updown-summarize", "--checkpoint", toy.checkpoint, *FLAGS, "--lines"]
+    program = start(*order, log=log, stdin=pipe)
+    expected = [summary.text for summary in toy.load().summarize(toy.documents[:2])]
+    with pipe.open("w") as writer:
+        for number, document in enumerate(toy.documents[:2], 1):
+            print(document, file=writer, flush=True)
+            deadline = time.time() + 100
+            while log.read_text().count("\n") < number and time.time() < deadline:
+                time.sleep(0.02)
+            assert log.read_text().splitlines() == expected[:number]
+    assert program.wait() == 0

@@ -1,6 +1,6 @@
 """Attention to slots that are never repeated equals attention to keys set side by side."""
 
-from typing import List, Optional
+from typing import Any, List, Optional
 
 import pytest
 import torch
@@ -109,3 +109,31 @@ def test_slots_are_not_repeated(num_blocks: int) -> None:
     tokens = num_blocks * 4
     assert sizes[attend_beside_slots] <= tokens * max(tokens, 2 * HEADS * 16)  # the mask, or a head
     assert sizes[attend_side_by_side] >= num_blocks * (tokens - 4) * 2 * 8
+
+
+@pytest.mark.parametrize("private", ["missing", "another"])
+def test_without_the_private_kernel_attention_is_the_same(
+    private: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another torch may lack it, or have it mean something else."""
+    query, *fields = draw(2, 4, 8, 3, "learned")
+    keys = BlockKeys(*fields)  # type: ignore[arg-type]
+    expected = attend_side_by_side(query, keys, HEADS, scale=0.3)
+    assert block_attention.kernel_works()
+    name = "_scaled_dot_product_flash_attention_for_cpu"
+    kernel = getattr(torch.ops.aten, name)
+
+    def other(*args: Any, **options: Any) -> Any:
+        if private == "missing":
+            raise AttributeError(name)
+        out, lse = kernel(*args, **options)
+        return out, 2 * lse
+
+    monkeypatch.setattr(torch.ops.aten, name, other)
+    block_attention.kernel_works.cache_clear()
+    try:
+        assert not block_attention.kernel_works()
+        actual = attend_beside_slots(query, keys, HEADS, scale=0.3)
+    finally:
+        block_attention.kernel_works.cache_clear()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)

@@ -1,4 +1,5 @@
-"""docs/own-data.md: its commands run as they are printed, on a few made-up documents."""
+"""The commands for documents of one's own, of docs/own-data.md and of the README, run as they are
+printed, on a few made-up documents."""
 
 from __future__ import annotations
 
@@ -15,26 +16,39 @@ from pathlib import Path
 import pytest
 from commands import PLUGIN, run
 
-PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
-# All that differs from the page: each must stand there exactly once.
-TINY = {
-    "--vocab-size 8000": "--vocab-size 60",
-    "--arch updown_transformer_arxiv": "--arch updown_transformer_tiny",
-    "--max-update 100000": "--max-update 2",
+ROOT = Path(__file__).parents[2]
+# Where the commands stand; and all that differs from them, each of which must stand there once.
+PAGES = {
+    "docs/own-data.md": (
+        r"commands: begin -->\n```bash\n(.*?)```\n<!-- commands: end",
+        {
+            "--vocab-size 8000": "--vocab-size 60",
+            "--arch updown_transformer_arxiv": "--arch updown_transformer_tiny",
+            "--max-update 100000": "--max-update 2",
+        },
+    ),
+    "README.md": (
+        r"^pip [^\n]*fairseq-fixed \.\n\n(.*?)```",
+        {
+            "--tsv pairs.tsv --out corpus": "--tsv documents.tsv --out corpus --vocab-size 60",
+            "--arch updown_transformer_arxiv": "--arch updown_transformer_tiny",
+            "--max-update 50000": "--max-update 2",
+        },
+    ),
 }
 
 
-def printed_commands() -> list[list[str]]:
-    """The words of each command between the page's markers, with the replacements made."""
-    text = PAGE.read_text(encoding="utf-8")
-    block = re.search(r"commands: begin -->\n```bash\n(.*?)```\n<!-- commands: end", text, re.S)
+def printed_commands(page: str) -> list[list[str]]:
+    """The words of each command of the page, with the replacements made."""
+    pattern, tiny = PAGES[page]
+    block = re.search(pattern, (ROOT / page).read_text(encoding="utf-8"), re.S | re.M)
     assert block
     script = block[1].replace("\\\n", " ")
-    for printed, tiny in TINY.items():
+    for printed, smaller in tiny.items():
         assert script.count(printed) == 1
-        script = script.replace(printed, tiny)
+        script = script.replace(printed, smaller)
     script = script.replace("$(python -m fairseq_updown)", str(PLUGIN))
-    return [shlex.split(line) for line in script.splitlines()]
+    return [shlex.split(line) for line in script.splitlines() if line]
 
 
 def main_of(command: str) -> Callable[[], object]:
@@ -72,13 +86,14 @@ def made_up_documents(folder: Path) -> None:
     (folder / "report.txt").write_text(text(30))
 
 
+@pytest.mark.parametrize("page", list(PAGES))
 def test_own_documents_become_a_scored_summarizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     made_up_documents(tmp_path)
     printed = {}
-    for words in printed_commands():
+    for words in printed_commands(page):
         execute(words)
         printed[words[0]] = Path("printed.txt").read_text()
     assert len(Path("corpus/raw/train.src").read_text().splitlines()) == 32  # not the header
@@ -87,6 +102,9 @@ def test_own_documents_become_a_scored_summarizer(
         "checkpoint_best.pt",
         "checkpoint_last.pt",
     ]
-    assert re.search(r"^ROUGE-L +\d", printed["updown-score"], re.M)
-    assert "4 samples" in printed["updown-score"]
+    if page == "README.md":
+        assert re.search(r"ROUGE-L \d", printed["fairseq-generate"])
+    else:
+        assert re.search(r"^ROUGE-L +\d", printed["updown-score"], re.M)
+        assert "4 samples" in printed["updown-score"]
     assert printed["updown-summarize"].strip()

@@ -37,16 +37,14 @@ from typing import Any, NamedTuple
 from ..data.document_corpus import (
     SPLITS,
     Pair,
-    add_sizes,
     build_corpus,
-    corpus_parser,
     digest,
     fingerprint,
-    given_options,
     make_splits,
     one_line,
 )
 from ..data.files import open_regular
+from .corpus_options import add_sizes, corpus_parser, given_options
 from .support import UserError, positive, printable, progress, run_command
 
 KIND = "document corpus"

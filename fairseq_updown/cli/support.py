@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn, TypeVar
-
-from tqdm import tqdm
+from collections.abc import Callable
+from typing import NoReturn
 
 from ..data.files import (
     REPORT,
@@ -24,6 +22,7 @@ from ..data.files import (
     write_lines,
 )
 from ..errors import UserError
+from ..terminal import printable, progress
 
 __all__ = [
     "REPORT",
@@ -46,13 +45,6 @@ __all__ = [
     "write_atomic",
     "write_lines",
 ]
-
-T = TypeVar("T")
-
-
-def printable(text: Any) -> str:
-    """Text for a terminal, on one line: what could steer it, or is no character, is spelt out."""
-    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in str(text))
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -107,8 +99,3 @@ def whole_number(text: str, least: int = 0) -> int:
 def positive(text: str) -> int:
     """Argument type: a whole number above 0."""
     return whole_number(text, 1)
-
-
-def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Iterate with a progress bar on a terminal, silently elsewhere."""
-    yield from tqdm(items, desc=label, total=total, disable=None, leave=False)

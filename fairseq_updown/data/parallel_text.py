@@ -12,8 +12,8 @@ from typing import Any
 
 import sentencepiece
 
-from ..cli.support import progress
 from ..errors import UserError
+from ..terminal import progress
 from .files import read_lines, write_lines
 from .workers import map_by_workers
 

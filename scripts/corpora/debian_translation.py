@@ -32,13 +32,13 @@ from debian_descriptions import (
     read_descriptions,
 )
 
+from fairseq_updown.cli.corpus_options import corpus_parser
 from fairseq_updown.cli.support import UserError, run_command
 from fairseq_updown.data.document_corpus import (
     SPLITS,
     ModelText,
     Pair,
     build_corpus,
-    corpus_parser,
     digest,
     folded,
     without_copies,

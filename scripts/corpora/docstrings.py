@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fairseq_updown.cli.corpus_options import corpus_parser
 from fairseq_updown.cli.support import (
     REPORT,
     UserError,
@@ -36,7 +37,6 @@ from fairseq_updown.data.document_corpus import (
     ModelText,
     Pair,
     build_corpus,
-    corpus_parser,
     digest,
     one_line,
     sample,

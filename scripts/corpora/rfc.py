@@ -43,6 +43,7 @@ from debian.debfile import DebFile
 from rfc_documents import Rfc, Unfit, parse
 from rfc_outlines import Outline, denoised, outline, piece_places, windows
 
+from fairseq_updown.cli.corpus_options import add_sizes, corpus_parser, given_options
 from fairseq_updown.cli.support import (
     UserError,
     atomic_directory,
@@ -54,13 +55,10 @@ from fairseq_updown.cli.support import (
 )
 from fairseq_updown.data.document_corpus import (
     Pair,
-    add_sizes,
     build_corpus,
-    corpus_parser,
     digest,
     fingerprint,
     folded,
-    given_options,
     make_splits,
     one_line,
 )

@@ -391,6 +391,7 @@ def test_the_command_is_quiet_and_stops_with_its_reader(toy: Toy, tmp_path: Path
 def test_lines_are_summarized_while_their_writer_goes_on(toy: Toy, tmp_path: Path) -> None:
     pipe, log = tmp_path / "pipe", tmp_path / "log"
     os.mkfifo(pipe)
+    log.touch()
     order = ["updown-summarize", "--checkpoint", toy.checkpoint, *FLAGS, "--lines"]
     program = start(*order, log=log, stdin=pipe)
     expected = [summary.text for summary in toy.load().summarize(toy.documents[:2])]

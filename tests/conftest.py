@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from commands import make_corpus, run, train_arguments
+from commands import in_fork, make_corpus, run, train_arguments
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
@@ -89,3 +89,9 @@ def trained(work: Path, make_once: MakeOnce) -> Path:
         (folder / "train.log").write_text(run("fairseq-train", *train_arguments(work, folder)))
 
     return make_once("trained", train)
+
+
+@pytest.fixture
+def in_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainings of `quality.py`, and so of `mixers.py`, are forks."""
+    monkeypatch.setattr("quality.run_installed", in_fork)

@@ -28,4 +28,4 @@ def test_a_compressed_model_learns_to_recall_across_blocks(
 
 def test_a_blockwise_model_cannot_finish_as_fast() -> None:
     """In the updates in which slots, with the same batches, have nearly always finished."""
-    assert max(curve("blockwise", 700)) < 0.8
+    assert max(curve("blockwise", 700)) < 0.65

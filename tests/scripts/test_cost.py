@@ -260,9 +260,9 @@ def test_launches_are_those_of_a_gpu_and_options_count(capsys: pytest.CaptureFix
     stock, seeded, tournament = (int(row[2].replace(",", "")) for row in rows)
     assert stock < seeded < tournament
     assert rows[1][3] == f"{seeded / stock:.2f}x"
-    steps_ = [int(row[4].replace(",", "")) for row in rows]
-    assert 0 < steps_[1] < steps_[0]
-    assert rows[1][5] == f"{steps_[1] / steps_[0]:.2f}x"
+    decoding = [int(row[4].replace(",", "")) for row in rows]
+    assert 0 < decoding[1] < decoding[0]
+    assert rows[1][5] == f"{decoding[1] / decoding[0]:.2f}x"
     microseconds = 6 * stock
     assert rows[0][-1].startswith(f"{microseconds / 1000:.2f}"[:3])
 

@@ -11,9 +11,7 @@ import mixer_rows
 import mixer_sections
 import mixers
 import pytest
-import quality
 import systems
-from commands import in_fork
 from figure_store import PLUGIN, Store, code, plugin_source
 from mixer_rows import Row
 from mixer_sections import SECTIONS
@@ -331,13 +329,8 @@ def test_translations_are_scored_in_the_order_of_the_references(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", ["summaries", "translation"])
 def test_trainings_run_once_and_are_scored(
-    section: str,
-    work: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    section: str, in_forks: None, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(quality, "run_installed", in_fork)
     data = tmp_path / "translation"
     (data / "corpus" / "raw").mkdir(parents=True)
     (data / "data-bin").symlink_to(work / "bin")

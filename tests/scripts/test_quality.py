@@ -9,7 +9,6 @@ from typing import Any, Dict, List
 
 import pytest
 import quality
-from commands import in_fork
 
 RUN: Dict[str, Any] = {
     "train": {
@@ -84,11 +83,6 @@ def test_a_program_runs_in_its_environment_and_its_memory_is_known(tmp_path: Pat
     assert (status, log.read_text()) == (0, f"here {2**29}\n")
     assert 2**19 < peak < 2**20
     assert quality.run_installed([*order[:2], "exit(3)"], log, dict(os.environ))[0] != 0
-
-
-@pytest.fixture
-def in_forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "run_installed", in_fork)
 
 
 @pytest.mark.slow

@@ -10,22 +10,19 @@ pytestmark = pytest.mark.slow
 ENOUGH = 0.95
 
 
-def curve(variant: str, updates: int, bsz: int = recall.BATCH) -> Iterator[float]:
-    """The accuracy after every fifty updates."""
-    task = recall.PLAIN._replace(bsz=bsz)
-    learning = recall.learn(recall.VARIANTS[variant], updates, report=50, tasks=[task])
-    return (found[recall.LENGTH] for _, found in learning)
+def curve(variant: str, updates: int) -> Iterator[float]:
+    """The accuracy after every fifty updates; a question never stands in its answer's block."""
+    task = recall.scattered_tasks([recall.LENGTH])[0]._replace(test_bsz=recall.TEST)
+    options = {**recall.VARIANTS[variant], "encoder_layers": 2}
+    for _, found in recall.learn(options, updates, report=50, tasks=[task]):
+        yield found[recall.LENGTH]
 
 
-@pytest.mark.parametrize(
-    ("variant", "updates", "bsz"), [("slots", 900, 32), ("slots and pool", 700, 64)]
-)
-def test_a_compressed_model_learns_to_recall_across_blocks(
-    variant: str, updates: int, bsz: int
-) -> None:
-    assert any(accuracy > ENOUGH for accuracy in curve(variant, updates, bsz))
+@pytest.mark.parametrize("variant", ["slots", "slots and pool"])
+def test_a_compressed_model_learns_to_recall_across_blocks(variant: str) -> None:
+    assert any(accuracy > ENOUGH for accuracy in curve(variant, 600))
 
 
 def test_a_blockwise_model_cannot_finish_as_fast() -> None:
-    """In the updates in which slots, with the same batches, have nearly always finished."""
-    assert max(curve("blockwise", 700)) < 0.65
+    """In as many updates as slots need it has not begun: three of eight is to guess."""
+    assert max(curve("blockwise", 400)) < 0.5

@@ -2,6 +2,8 @@
 
 import json
 from argparse import Namespace
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, Dict
 
@@ -23,9 +25,19 @@ def data(tmp_path: Path) -> Path:
     return make_dictionaries(tmp_path / "bin")
 
 
-def set_up(data: Path, *flags: str, **more: Any) -> Any:
-    args = parse(data, ARCH, "--task", "summarization", *flags)
-    return tasks.setup_task(convert_namespace_to_omegaconf(args).task, **more)
+@cache
+def task_config(*flags: str) -> Any:
+    args = parse(Path("DATA"), ARCH, "--task", "summarization", *flags)
+    return convert_namespace_to_omegaconf(args).task
+
+
+def set_up(data: Path, *flags: str, search: Any = None, **more: Any) -> Any:
+    """A task, with `search` as `--eval-rouge-args`: to parse them all each time takes long."""
+    config = deepcopy(task_config(*flags))
+    config.data = str(data)
+    if search is not None:
+        config.eval_rouge_args = json.dumps(search)
+    return tasks.setup_task(config, **more)
 
 
 @pytest.mark.parametrize(
@@ -60,15 +72,15 @@ def set_up(data: Path, *flags: str, **more: Any) -> Any:
 )
 def test_search_at_validation(data: Path, given: Dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
-        set_up(data, "--eval-rouge-args", json.dumps(given))
+        set_up(data, search=given)
     assert str(error.value).startswith("--eval-rouge-args")
     assert message in str(error.value)
-    set_up(data, "--eval-rouge-args", json.dumps(given), from_checkpoint=True)
+    set_up(data, search=given, from_checkpoint=True)
 
 
 def test_every_option_of_the_search_is_fairseqs_and_its_default_is_taken(data: Path) -> None:
     defaults = {name: getattr(GenerationConfig(), name) for name in OPTIONS}
-    set_up(data, "--eval-rouge", "--eval-rouge-args", json.dumps(defaults))
+    set_up(data, "--eval-rouge", search=defaults)
 
 
 def test_validation_text_options(data: Path) -> None:

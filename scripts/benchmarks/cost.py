@@ -12,6 +12,7 @@ Sections:
     dropout    the training step with attention dropout 0.1, which no fast attention kernel takes
     launches   operations that a GPU would launch in a training step's forward and backward pass,
                counted on any device, and an estimate of its time there
+    profile    which kinds of operations take the time of a training step, by torch's profiler
 
 An architecture may have options: 'updown_transformer_arxiv {"updown_autocast": "bfloat16"}'.
 Hugging Face's `led` and `longt5` can be named too, where the extra `peers` is installed.
@@ -54,6 +55,7 @@ from typing import Any
 import numpy as np
 import peers
 import report
+import step_profile
 import steps
 import torch
 from fairseq.models import ARCH_MODEL_REGISTRY
@@ -82,7 +84,9 @@ TITLES = {
     "sentences": "Sentences",
     "dropout": "Training step, attention dropout 0.1",
     "launches": "Launches of a training step's forward and backward pass",
+    "profile": "Where the time of a training step goes",
 }
+UNTIMED = ("launches", "profile")
 LENGTHS = [128, 512, 1024, 2048, 4096, 8192, 16384, 32768]
 LIMIT_LENGTH = 8192  # printed is the limit of the longest training step up to this
 FITTED_FROM = 2048
@@ -358,6 +362,24 @@ def run_launches(args: argparse.Namespace, store: Store) -> None:
             ]))  # fmt: skip
 
 
+def run_profile(args: argparse.Namespace, store: Store) -> None:
+    """Profiles a training step of each architecture and prints the parts of its time."""
+    setup = Setup(args.device, args.dtype)
+    for length in args.profile_lengths:
+        work = Work("train", 1, length, args.target_length)
+        found = {}
+        for arch in args.architectures or ARCHITECTURES:
+            if arch in peers.NAMES and not peers.INSTALLED:
+                continue
+            key = {"profile": asdict(work), "architecture": arch, "setup": asdict(setup),
+                   "machine": surroundings(args.device)}  # fmt: skip
+            shares = partial(alone, args.device, step_profile.shares, arch, work, setup)
+            found[arch] = store.get(key, shares)
+        print(f"\n### {TITLES['profile']}: source {length}, target {args.target_length}, "
+              f"{args.dtype}\n")  # fmt: skip
+        print(report.table(*step_profile.profile_table(found)))
+
+
 def print_limits(rows: dict[str, Rows], args: argparse.Namespace, store: Store) -> None:
     """The limit of one training step, and of every decoding step over a long source."""
     chosen = [row for row in rows.get("train", []) if row[0].counted] + rows.get("generate", [])
@@ -380,10 +402,12 @@ def run(args: argparse.Namespace) -> None:
     print(f"{json.dumps(surroundings(args.device))}\n\nMedians of up to {args.repeats} interleaved "
           "rounds, and their range. Peak memory is what the work adds to a built model; --json "
           "has the process's whole peak too.")  # fmt: skip
-    timed = [section for section in args.sections if section != "launches"]
+    timed = [section for section in args.sections if section not in UNTIMED]
     rows = {section: run_section(section, args, store) for section in timed}
     if "launches" in args.sections:
         run_launches(args, store)
+    if "profile" in args.sections:
+        run_profile(args, store)
     trained = rows.get("train", [])
     fitted = exponents(trained)
     if fitted:
@@ -415,6 +439,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="source lengths, generation")  # fmt: skip
     add("--launch-lengths", type=positive, nargs="+", default=[4096], metavar="N",
         help="source lengths, launches")  # fmt: skip
+    add("--profile-lengths", type=positive, nargs="+", default=[8192], metavar="N",
+        help="source lengths, profile")  # fmt: skip
     add("--target-length", type=positive, default=256, metavar="N", help="of a training step")
     add("--batches", type=positive, nargs="+", default=[1, 4], metavar="N", help="in generation")
     add("--beam", type=positive, default=5, metavar="N")

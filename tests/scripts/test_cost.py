@@ -13,6 +13,7 @@ import cost
 import fresh_process
 import peers
 import pytest
+import step_profile
 import steps
 import systems
 import torch
@@ -265,6 +266,21 @@ def test_launches_are_those_of_a_gpu_and_options_count(capsys: pytest.CaptureFix
     assert rows[1][5] == f"{decoding[1] / decoding[0]:.2f}x"
     microseconds = 6 * stock
     assert rows[0][-1].startswith(f"{microseconds / 1000:.2f}"[:3])
+
+
+def test_the_parts_of_a_step_are_of_its_time(capsys: pytest.CaptureFixture) -> None:
+    sections = ["--sections", "profile", "--profile-lengths", "300"]
+    assert cost.main([*SMALL, *sections]) == 0
+    head, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    assert head.count("|") == 2 + 2 + len(step_profile.KINDS)
+    for row, arch in zip(rows, (STOCK, OURS)):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[0] == f"`{arch}`"
+        parts = dict(zip([*step_profile.KINDS, step_profile.OTHER], cells[2:]))
+        shares = {kind: float(part.rstrip("%")) for kind, part in parts.items()}
+        assert sum(shares.values()) == pytest.approx(100, abs=1)
+        for kind in ("products", "attention", "layer norm", "dropout", "embeddings", "Adam"):
+            assert shares[kind] > 0, kind
 
 
 MISTAKES: List[Tuple[List[str], str]] = [

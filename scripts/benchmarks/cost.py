@@ -367,17 +367,19 @@ def run_profile(args: argparse.Namespace, store: Store) -> None:
     setup = Setup(args.device, args.dtype)
     for length in args.profile_lengths:
         work = Work("train", 1, length, args.target_length)
-        found = {}
+        print(f"\n### {TITLES['profile']}: source {length}, target {args.target_length}, "
+              f"{args.dtype}\n")  # fmt: skip
+        print(report.table(step_profile.HEAD, []))
         for arch in args.architectures or ARCHITECTURES:
-            if arch in peers.NAMES and not peers.INSTALLED:
-                continue
             key = {"profile": asdict(work), "architecture": arch, "setup": asdict(setup),
                    "machine": surroundings(args.device)}  # fmt: skip
             shares = partial(alone, args.device, step_profile.shares, arch, work, setup)
-            found[arch] = store.get(key, shares)
-        print(f"\n### {TITLES['profile']}: source {length}, target {args.target_length}, "
-              f"{args.dtype}\n")  # fmt: skip
-        print(report.table(*step_profile.profile_table(found)))
+            why = OUT_OF_MEMORY if arch not in peers.NAMES or peers.INSTALLED else NOT_INSTALLED
+            found: dict[str, float] = {}
+            if why != NOT_INSTALLED:
+                with suppress(OutOfMemory):
+                    found = store.get(key, shares)
+            print(report.line([f"`{arch}`", *(step_profile.cells(found) if found else [why])]))
 
 
 def print_limits(rows: dict[str, Rows], args: argparse.Namespace, store: Store) -> None:

@@ -5,14 +5,17 @@
     emulated_bfloat16.py mixers --sections translation ... -- --updown-autocast bfloat16-always
 
 Without instructions for it torch multiplies bfloat16 matrices in a plain loop, some twenty times
-slower than float32 ones. In the trainings and tests that the named script of this folder starts,
-the operands of each such product are taken to float32, multiplied, and the result rounded to
-bfloat16: what a processor with bfloat16 computes, but for the order of its sums. It says nothing
-about speed.
+slower than float32 ones. In the trainings and tests that the named script of this folder starts by
+fairseq's programs, the operands of each such product are taken to float32, multiplied, and the
+result rounded to bfloat16: what a processor with bfloat16 computes, but for the order of its sums.
+
+The times and speeds that are printed then mean nothing. `mixers` has two sections that start
+fairseq's programs: summaries and translation; the others are refused.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
@@ -26,6 +29,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SCRIPTS = ("quality", "mixers")
+SECTIONS = {"summaries", "translation"}
 PROGRAMS = ("fairseq-train", "fairseq-generate")
 _ATEN = torch.ops.aten
 _PRODUCTS = {op.default for op in (_ATEN.mm, _ATEN.addmm, _ATEN.bmm, _ATEN.baddbmm)}
@@ -55,7 +59,20 @@ def run_program(words: Sequence[str]) -> int:
 
 
 def run_script(words: Sequence[str]) -> int:
-    """Runs a script of this folder whose trainings come here; gives its status."""
+    """Runs a script of this folder whose trainings come here; gives its status.
+
+    Raises:
+        SystemExit: it would also measure what does not come here.
+    """
+    if words[0] == "mixers":
+        parser = argparse.ArgumentParser(add_help=False)
+        parser.add_argument("--sections", nargs="+", default=[])
+        named = set(parser.parse_known_args(words[1:])[0].sections)
+        if not named or named - SECTIONS:
+            raise SystemExit(
+                f"emulated_bfloat16: error: --sections {' '.join(sorted(named))}: choose among "
+                f"{', '.join(sorted(SECTIONS))}, the others cannot be emulated"
+            )
     quality = importlib.import_module("quality")
     start = quality.run_installed
 

@@ -22,7 +22,7 @@ KINDS = {
                   "aten::_scaled_dot_product_efficient_attention",
                   "aten::_scaled_dot_product_efficient_attention_backward"),
     "layer norm": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
-    "dropout": ("_Dropout", "_DropoutBackward", "aten::native_dropout", "aten::bernoulli_",
+    "dropout": ("_Dropout", "_DropoutBackward", "aten::dropout", "aten::native_dropout",
                 "aten::native_dropout_backward"),
     "softmax and loss": ("aten::cross_entropy_loss", "aten::_log_softmax_backward_data",
                          "aten::nll_loss_backward", "aten::_softmax",
@@ -33,13 +33,15 @@ KINDS = {
     _ADAM: (_ADAM,),
 }  # fmt: skip
 OTHER = "all other"
+HEAD = ["architecture", "step", *KINDS, OTHER]
 _KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 
 
 def shares(name: str, work: Work, setup: Setup) -> dict[str, float]:
     """The seconds of one training step, by kind: the keys of :data:`KINDS` and :data:`OTHER`.
 
-    On a GPU those of its own kernels.
+    On a GPU those of its own kernels. The backward pass of torch's own dropout on a CPU is a
+    product like any other, and so in :data:`OTHER`.
     """
     runner = warm_runner(name, work, setup)
     runner.run()
@@ -73,11 +75,7 @@ def _outwards(event: Any) -> Iterator[Any]:
         event = event.cpu_parent
 
 
-def profile_table(found: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: by architecture the whole, and the share of each kind."""
-    rows = []
-    for arch, seconds in found.items():
-        total = sum(seconds.values())
-        parts = [f"{seconds[kind] / total:.1%}" for kind in (*KINDS, OTHER)]
-        rows.append([f"`{arch}`", f"{total:.3g} s", *parts])
-    return ["architecture", "step", *KINDS, OTHER], rows
+def cells(seconds: dict[str, float]) -> list[str]:
+    """What stands behind the architecture, under :data:`HEAD`: the whole, and the parts."""
+    total = sum(seconds.values())
+    return [f"{total:.3g} s", *(f"{seconds[kind] / total:.1%}" for kind in (*KINDS, OTHER))]

@@ -66,6 +66,22 @@ class WorkCounter(TorchDispatchMode):
         self.bytes_read = 0
         self._watched: dict[int, int] = {}
 
+    def __enter__(self) -> WorkCounter:
+        tolist = Tensor.tolist
+
+        def counted(tensor: Tensor) -> Any:  # which torch does not dispatch
+            self.waits["tolist"] += 1
+            return tolist(tensor)
+
+        self._patch = patch.object(Tensor, "tolist", counted)
+        self._patch.start()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patch.stop()
+
     def watch(self, tensors: Iterable[Tensor]) -> None:
         """Tensors that count as read once something uses them; views share a storage."""
         for tensor in tensors:

@@ -69,9 +69,14 @@ def test_launches_beside_the_stock_model(name, bsz, most):
 @pytest.mark.parametrize("name", ["arxiv", "blockwise"])
 @pytest.mark.parametrize("pooling", ["seeded", "tournament", "topk", "mean"])
 def test_no_layer_waits_for_the_device(name, pooling):
-    """fairseq's sinusoidal positions ask shapes, which are on the host, by a tensor."""
+    """The encoder does once, for the lengths; copying once more, for the number of words.
+
+    fairseq's sinusoidal positions ask shapes, which are on the host, by a tensor.
+    """
     options = dict(updown_pooling=pooling, no_token_positional_embeddings=True)
-    assert count(name, 2, **options).waits == {}
+    assert count(name, 2, **options).waits == {"tolist": 1}
+    options = dict(options, updown_copy=True, share_all_embeddings=True)
+    assert count(name, 2, **options).waits == {"tolist": 1, "_local_scalar_dense": 1}
 
 
 def test_launches_of_a_decoding_step_beside_the_stock_model():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .attention.functional import full_precision, length_mask, weight_and_bias
 from .attention.pooling import (
+    HARD,
     POOLINGS,
     Pooling,
     PoolingFunction,
@@ -85,7 +86,7 @@ def pool_by_scores(
     sizes = RowSizes(None, size, size, length / size)
     pooled = pooling(mass.scores, sizes, base, tie_tolerance(x.dtype))
     weights = pooled.weights
-    if pooling is POOLINGS["topk"]:
+    if pooling in HARD:
         weights = straight_through(weights, pooled.leader)
     counts = sum_by_slot(mass.counts, pooled.assignment, size, sizes.pads)
     return PooledSequence(
@@ -118,7 +119,7 @@ class SequencePooling(nn.Module):
         self.min_length = min_length
         self.pooling = POOLINGS[pooling]
         self.pooling_base = pooling_base
-        self.hard = pooling == "topk"
+        self.hard = self.pooling in HARD
         self.scorer = nn.Linear(embed_dim, 1)
 
     def applies(self, length: int) -> bool:

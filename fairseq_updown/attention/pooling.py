@@ -5,7 +5,7 @@ each belongs to exactly one slot, of which it is a share. An operator therefore 
 slot and the log-weight of each token; :func:`combine` builds the slots.
 
 To add an operator, write a function with the signature of :func:`tournament` and name it in
-`POOLINGS`.
+`POOLINGS`, and in `HARD` if each slot is a single token.
 """
 
 import math
@@ -183,6 +183,8 @@ POOLINGS: "dict[str, PoolingFunction]" = {
     "topk": topk,
     "mean": mean,
 }
+# Those whose slot is its leader alone; the others get their gradient straight through.
+HARD = {topk}
 
 
 def tie_tolerance(dtype: torch.dtype) -> float:

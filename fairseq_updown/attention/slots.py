@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..mass import TokenMass
 from .functional import MASKED_LOGIT, full_precision
-from .pooling import POOLINGS, RowSizes, straight_through, tie_tolerance
+from .pooling import HARD, POOLINGS, RowSizes, straight_through, tie_tolerance
 
 
 class BlockLengths(NamedTuple):
@@ -95,7 +95,7 @@ class BlockPooling(nn.Module):
         self.num_slots = num_slots
         self.pooling = POOLINGS[pooling]
         self.pooling_base = pooling_base
-        self.hard = pooling == "topk"
+        self.hard = self.pooling in HARD
         self.scorer = nn.Parameter(torch.zeros(embed_dim))
         self.reweight = nn.Parameter(torch.zeros(1)) if reweight else None
         # Open at the start: g = sigmoid(2) = 0.88 of the fresh candidate.

@@ -45,7 +45,7 @@ def become(words: List[str], log: str, stdin: str, cwd: str, env: Dict[str, str]
     os.chdir(cwd)
     if words[0] == "python":
         sys.argv = words[1:]
-        sys.path[0] = str(Path(words[1]).parent)
+        sys.path.insert(0, str(Path(words[1]).parent))
         runpy.run_path(words[1], run_name="__main__")
     else:
         sys.argv = words

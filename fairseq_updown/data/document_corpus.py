@@ -310,9 +310,6 @@ def build_corpus(
     return True
 
 
-# ------------------------------------------------------------------------------- command line
-
-
 def fingerprint(paths: Iterable[Path]) -> str:
     """Changes when one of the files does (by name, size and time); links may lead nowhere."""
 

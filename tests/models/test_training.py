@@ -57,7 +57,11 @@ def middle_error(
     return float(torch.stack(errors).median())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, None], ids=str)
+# `None` is autocast.
+in_each_precision = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, None], ids=str)
+
+
+@in_each_precision
 @pytest.mark.parametrize("flags", CONTINUOUS, ids=str)
 @torch.no_grad()
 def test_half_precision_errs_no_more_than_twice_the_stock_transformer(
@@ -78,7 +82,7 @@ def in_precision(dtype: Optional[torch.dtype], **options: Any) -> Any:
     return build(**options, **own).to(dtype or torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, None], ids=str)
+@in_each_precision
 @torch.no_grad()
 def test_future_targets_change_no_bit_in_half_precision(
     configuration: Dict[str, Any], dtype: Optional[torch.dtype]
@@ -93,7 +97,7 @@ def test_future_targets_change_no_bit_in_half_precision(
     assert not torch.equal(after[:, t:], before[:, t:])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, None], ids=str)
+@in_each_precision
 @pytest.mark.parametrize("flags", CONTINUOUS, ids=str)
 @torch.no_grad()
 def test_padding_moves_a_sample_in_half_precision_by_less_than_twice_its_error(

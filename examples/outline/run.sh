@@ -15,6 +15,7 @@ training resumes when run again.
   --data DIR        everything (default: ./outline)
   --tokens N        cut documents to N tokens (default: 4096; also run: 8192)
   --minutes N       of each system (default: 20)
+  --updates N       of each system, where they fit into its minutes (default: as many as do)
   --spans N         updates of the start on damaged spans (default: 1600)
   --windows N       updates of the start on windows of 450 words (default: 1000)
   --threads N       of the start, and of each system (default: 1)
@@ -25,9 +26,9 @@ After --: --systems NAME ..., --seeds N ..., --jobs N, ...
 EOF
 }
 
-data=outline tokens=4096 minutes=20 spans=1600 windows=1000 threads=1 part=1
-parse_options "--data --tokens --minutes --spans --windows --threads --part" "" "$@"
-for number in "$tokens" "$minutes" "$spans" "$windows" "$threads" "$part"; do
+data=outline tokens=4096 minutes=20 updates= spans=1600 windows=1000 threads=1 part=1
+parse_options "--data --tokens --minutes --updates --spans --windows --threads --part" "" "$@"
+for number in "$tokens" "$minutes" "${updates:-1}" "$spans" "$windows" "$threads" "$part"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || die "'$number' is no number; see --help"
 done
 
@@ -79,8 +80,12 @@ start "$data/bin/450" "$windows" windows --max-tokens 4096 --lr 0.001 --warmup-u
     updown-export "$data/start/windows/checkpoint_last.pt" --to fairseq "$data/start/start.pt"
 
 # Every system on its own, and after that all of them together.
-runs=$data/systems-$tokens-$minutes
-step "the systems, $minutes minutes each, in $runs"
+runs=$data/systems-$tokens-$minutes${updates:+-$updates}
+if [[ $updates ]]; then
+    [[ " ${rest[*]} " == *" -- "* ]] || rest+=(--)
+    rest+=(--max-update "$updates")
+fi
+step "the systems, $minutes minutes each${updates:+ or $updates updates}, in $runs"
 python "$root/scripts/benchmarks/quality.py" "$data/bin/whole" --out "$runs" --size outline \
     --source-tokens "$tokens" --minutes "$minutes" --start "$data/start/start.pt" \
     --threads "$threads" --test-part "$part" "${rest[@]}"

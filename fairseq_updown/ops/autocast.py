@@ -33,10 +33,10 @@ def _is_fast_or_told(device_type: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     gain = _gain_of_bfloat16(torch.device(device_type))
     if gain > 1.3:
-        logger.info("--updown-autocast bfloat16: %.1f times as fast as float32 here", gain)
+        logger.info("--updown-autocast bfloat16: %.2g times as fast as float32 here", gain)
         return True
     logger.warning(
-        "--updown-autocast bfloat16: matrix products in it are %.1f times as fast as in float32 on "
+        "--updown-autocast bfloat16: matrix products in it are %.2g times as fast as in float32 on "
         "this processor, so the model stays in float32; bfloat16-always insists",
         gain,
     )

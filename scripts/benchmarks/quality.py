@@ -153,6 +153,11 @@ class Run:
         start = ["--finetune-from-model", str(self.args.start)] if self.args.start else []
         return [*shlex.split(text), "--adam-betas", "(0.9, 0.98)", *start, *self.args.extra]
 
+    def made_with(self) -> list[str]:
+        """What the run's result depends on, beside the data: how far minutes go, threads say."""
+        threads = ["--threads", str(self.args.threads)] if self.args.minutes else []
+        return [*self.options(), *threads]
+
     def execute(self) -> dict[str, Any]:
         """Trains and generates, or returns what an earlier call, or another process, found.
 
@@ -161,7 +166,7 @@ class Run:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "lock"):  # a second call of this script waits here
-            options, made_with = to_json(self.options()), self.folder / "options.json"
+            options, made_with = to_json(self.made_with()), self.folder / "options.json"
             if made_with.exists() and made_with.read_text(encoding="utf-8") != options:
                 raise UserError(
                     f"{self.folder} was made with other options (see {made_with.name} there): give "

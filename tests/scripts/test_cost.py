@@ -133,6 +133,8 @@ def test_a_killed_process_and_a_failed_allocation_are_out_of_memory() -> None:
         in_fresh_process(os._exit, 1)
     with pytest.raises(OutOfMemory, match="allocate"):
         in_fresh_process(torch.empty, 2**60)
+    # the kernel ends that process, not the one that measures
+    assert int(in_fresh_process(Path.read_text, Path("/proc/self/oom_score_adj"))) == 1000
     with pytest.raises(RuntimeError, match="negative"):
         in_fresh_process(torch.empty, -1)
 

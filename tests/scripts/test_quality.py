@@ -127,6 +127,8 @@ def test_systems_train_for_the_same_time(
     options = json.loads((run / "options.json").read_text())
     assert "inverse_sqrt" in options
     assert "--max-update" not in options
+    with pytest.raises(SystemExit, match="was made with other options"):
+        quality.main([*order, "--threads", "2", *stop])
 
 
 def test_mistakes_are_told_before_anything_runs(work: Path, tmp_path: Path) -> None:

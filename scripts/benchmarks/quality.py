@@ -22,6 +22,7 @@ The data: a folder made by fairseq-preprocess, with src and tgt, in sentencepiec
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -36,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import report
+import torch
 from fairseq.data import data_utils, indexed_dataset
 from filelock import FileLock
 from report import mean
@@ -182,6 +184,21 @@ class Run:
                 write_atomic(self.result, to_json({"train": train, "test": self.generate()}))
         return json.loads(self.result.read_text(encoding="utf-8"))
 
+    def timeless_start(self) -> list[str]:
+        """Options of fairseq-train for the start, which come after all others.
+
+        fairseq counts the time that the start was trained for as time of this training.
+        """
+        start = self.args.start
+        if not (start and self.args.minutes):
+            return []
+        timeless, content = self.folder / "start.pt", io.BytesIO()
+        state = torch.load(start, map_location="cpu", weights_only=True)
+        state.get("extra_state", {}).pop("previous_training_time", None)
+        torch.save(state, content)
+        write_atomic(timeless, content.getvalue())
+        return ["--finetune-from-model", str(timeless)]
+
     def train(self) -> dict[str, Any]:
         args = self.args
         interval = max(1, (args.updates or 80) // args.validations // 8)
@@ -193,7 +210,7 @@ class Run:
             *("--validate-interval-updates", every, "--save-interval-updates", every),
             *("--keep-interval-updates", "1", "--no-epoch-checkpoints", "--max-epoch", "100000"),
             *("--log-format", "json", "--log-interval", str(interval)),
-            *("--save-dir", str(self.folder / "checkpoints")),
+            *("--save-dir", str(self.folder / "checkpoints")), *self.timeless_start(),
         )  # fmt: skip
         return {"peak MiB": peak / 1024, **read_training_log(log)}
 

@@ -9,6 +9,7 @@ from typing import Any, Dict, List
 
 import pytest
 import quality
+import torch
 
 RUN: Dict[str, Any] = {
     "train": {
@@ -129,6 +130,14 @@ def test_systems_train_for_the_same_time(
     assert "--max-update" not in options
     with pytest.raises(SystemExit, match="was made with other options"):
         quality.main([*order, "--threads", "2", *stop])
+    # A start that took days to train leaves a run as much time as any other.
+    start = tmp_path / "start.pt"
+    state = torch.load(run / "checkpoints" / "checkpoint_last.pt", weights_only=True)
+    state["extra_state"]["previous_training_time"] = 1e6
+    torch.save(state, start)
+    assert quality.main([*order, "--seeds", "2", "--start", str(start), *stop]) == 0
+    trained = json.loads((tmp_path / "updown-copy-2" / "trained.json").read_text())
+    assert trained["updates"] > 1
 
 
 def test_mistakes_are_told_before_anything_runs(work: Path, tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ training resumes when run again.
   --updates N       of each system, where they fit into its minutes (default: as many as do)
   --spans N         updates of the start on damaged spans (default: 1600)
   --windows N       updates of the start on windows of 450 words (default: 1000)
+  --start-as NAME   how the start reads these windows: stock, the start for all; updown or copy,
+                    with slots and a pyramid, and with copying, for the systems that have
+                    them (default: stock)
   --threads N       of the start, and of each system (default: 1)
   --part N          generate for every Nth document of the test set (default: 1)
   -h, --help        show this text
@@ -26,11 +29,21 @@ After --: --systems NAME ..., --seeds N ..., --jobs N, ...
 EOF
 }
 
-data=outline tokens=4096 minutes=20 updates= spans=1600 windows=1000 threads=1 part=1
-parse_options "--data --tokens --minutes --updates --spans --windows --threads --part" "" "$@"
+data=outline tokens=4096 minutes=20 updates= spans=1600 windows=1000 start_as=stock threads=1 part=1
+valued="--data --tokens --minutes --updates --spans --windows --start-as --threads --part"
+parse_options "$valued" "" "$@"
 for number in "$tokens" "$minutes" "${updates:-1}" "$spans" "$windows" "$threads" "$part"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || die "'$number' is no number; see --help"
 done
+# How updown reads a window of some 700 pieces: pooled to a quarter, as a document of 4,096 will be.
+pooled=(--updown-block-size 256 --updown-pooled-block-size 1024 --updown-slots 8
+    --updown-pool-layers 1 --updown-memory-size 64)
+case $start_as in
+    stock) reading=() ;;
+    updown) reading=("${pooled[@]}") ;;
+    copy) reading=("${pooled[@]}" --updown-copy) ;;
+    *) die "--start-as must be stock, updown or copy, not '$start_as'" ;;
+esac
 
 need_tools updown-export updown-score
 corpus=$data/corpus
@@ -47,7 +60,8 @@ preprocess "$corpus" "$data/bin/450" src tgt -450
 preprocess "$corpus" "$data/bin/denoised" src tgt -denoised
 
 # start BINARY UPDATES NAME OPTION...: trains a stock Transformer, which is what updown_transformer is
-# while all fits one block; bfloat16 makes it faster where the processor has it.
+# while all fits one block, unless the options make blocks; bfloat16 makes it faster where the
+# processor has it.
 start() {
     local binary=$1 updates=$2 folder=$data/start/$3
     shift 3
@@ -74,20 +88,26 @@ start() {
     touch "$folder/trained"
 }
 start "$data/bin/denoised" "$spans" spans --max-tokens 2048 --lr 0.0015 --warmup-updates 400
-start "$data/bin/450" "$windows" windows --max-tokens 4096 --lr 0.001 --warmup-updates 100 \
-    --finetune-from-model "$data/start/spans/checkpoint_last.pt"
-[[ -e $data/start/start.pt ]] ||
-    updown-export "$data/start/windows/checkpoint_last.pt" --to fairseq "$data/start/start.pt"
+own=${start_as#stock}
+windowed=$data/start/windows${own:+-$own}
+start "$data/bin/450" "$windows" "$(basename "$windowed")" --max-tokens 4096 --lr 0.001 \
+    --warmup-updates 100 --finetune-from-model "$data/start/spans/checkpoint_last.pt" "${reading[@]}"
+first_model=$windowed/checkpoint_last.pt
+if [[ -z $own ]]; then
+    first_model=$data/start/start.pt
+    [[ -e $first_model ]] ||
+        updown-export "$windowed/checkpoint_last.pt" --to fairseq "$first_model"
+fi
 
 # Every system on its own, and after that all of them together.
-runs=$data/systems-$tokens-$minutes${updates:+-$updates}
+runs=$data/systems-$tokens-$minutes${updates:+-$updates}${own:+-$own}
 if [[ $updates ]]; then
     [[ " ${rest[*]} " == *" -- "* ]] || rest+=(--)
     rest+=(--max-update "$updates")
 fi
 step "the systems, $minutes minutes each${updates:+ or $updates updates}, in $runs"
 python "$root/scripts/benchmarks/quality.py" "$data/bin/whole" --out "$runs" --size outline \
-    --source-tokens "$tokens" --minutes "$minutes" --start "$data/start/start.pt" \
+    --source-tokens "$tokens" --minutes "$minutes" --start "$first_model" \
     --threads "$threads" --test-part "$part" "${rest[@]}"
 
 step "headings found, and where"

@@ -19,8 +19,8 @@ training resumes when run again.
   --spans N         updates of the start on damaged spans (default: 1600)
   --windows N       updates of the start on windows of 450 words (default: 1000)
   --start-as NAME   how the start reads these windows: stock, the start for all; updown or copy,
-                    with slots and a pyramid, and with copying, for the systems that have
-                    them (default: stock)
+                    with slots and a pyramid, and with copying, for that system alone
+                    (default: stock)
   --threads N       of the start, and of each system (default: 1)
   --part N          generate for every Nth document of the test set (default: 1)
   -h, --help        show this text
@@ -39,11 +39,16 @@ done
 pooled=(--updown-block-size 256 --updown-pooled-block-size 1024 --updown-slots 8
     --updown-pool-layers 1 --updown-memory-size 64)
 case $start_as in
-    stock) reading=() ;;
-    updown) reading=("${pooled[@]}") ;;
-    copy) reading=("${pooled[@]}" --updown-copy) ;;
+    stock) reading=() system= ;;
+    updown) reading=("${pooled[@]}") system=updown ;;
+    copy) reading=("${pooled[@]}" --updown-copy) system="updown copy" ;;
     *) die "--start-as must be stock, updown or copy, not '$start_as'" ;;
 esac
+if [[ $system ]]; then
+    [[ " ${rest[*]} " != *" --systems"* ]] ||
+        die "--start-as $start_as is the start of '$system' alone: leave --systems out"
+    rest=(--systems "$system" "${rest[@]}")
+fi
 
 need_tools updown-export updown-score
 corpus=$data/corpus

@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import report
 import torch
+from fairseq import checkpoint_utils
 from fairseq.data import data_utils, indexed_dataset
 from filelock import FileLock
 from report import mean
@@ -168,13 +169,13 @@ class Run:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "lock"):  # a second call of this script waits here
-            options, made_with = to_json(self.made_with()), self.folder / "options.json"
-            if made_with.exists() and made_with.read_text(encoding="utf-8") != options:
+            options, kept = to_json(self.made_with()), self.folder / "options.json"
+            if kept.exists() and kept.read_text(encoding="utf-8") != options:
                 raise UserError(
-                    f"{self.folder} was made with other options (see {made_with.name} there): give "
+                    f"{self.folder} was made with other options (see {kept.name} there): give "
                     "another --out, or remove it"
                 )
-            write_atomic(made_with, options)
+            write_atomic(kept, options)
             if not self.result.exists():
                 # fairseq takes one more update whenever it is started after the last one
                 trained = self.folder / "trained.json"
@@ -424,6 +425,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.data} has no dict.src.txt: give a folder of fairseq-preprocess")
     if args.start and not args.start.is_file():
         raise UserError(f"--start {args.start} does not exist: give a checkpoint of fairseq-train")
+    if args.start:
+        checkpoint_utils.load_checkpoint_to_cpu(str(args.start))  # or it says what is wrong
     args.source_tokens = args.source_tokens or SIZES[args.size]["source"]
     args.updates = None if args.minutes else args.updates or 1000
     args.test = part_of_test(args.data, args.test_part, args.out)

@@ -145,5 +145,8 @@ def test_mistakes_are_told_before_anything_runs(work: Path, tmp_path: Path) -> N
         quality.main([str(tmp_path), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=r"--start .* does not exist"):
         quality.main(arguments(work, tmp_path, "--start", str(tmp_path / "none.pt")))
+    (tmp_path / "text.pt").write_text("text")
+    with pytest.raises(SystemExit, match=r"text\.pt is no complete fairseq checkpoint"):
+        quality.main(arguments(work, tmp_path, "--start", str(tmp_path / "text.pt")))
     with pytest.raises(SystemExit, match="no finished run of these"):
         quality.main(arguments(work, tmp_path, "--seeds", "5", "--table-only"))

@@ -18,9 +18,8 @@ training resumes when run again.
   --updates N       of each system, where they fit into its minutes (default: as many as do)
   --spans N         updates of the start on damaged spans (default: 1600)
   --windows N       updates of the start on windows of 450 words (default: 1000)
-  --start-as NAME   how the start reads these windows: stock, the start for all; updown or copy,
-                    with slots and a pyramid, and with copying, for that system alone
-                    (default: stock)
+  --start-as NAME   how the start reads: stock, the start for all; updown or copy, with slots and a
+                    pyramid, and with copying, for that system alone (default: stock)
   --threads N       of the start, and of each system (default: 1)
   --part N          generate for every Nth document of the test set (default: 1)
   -h, --help        show this text
@@ -35,7 +34,8 @@ parse_options "$valued" "" "$@"
 for number in "$tokens" "$minutes" "${updates:-1}" "$spans" "$windows" "$threads" "$part"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || die "'$number' is no number; see --help"
 done
-# How updown reads a window of some 700 pieces: pooled to a quarter, as a document of 4,096 will be.
+# How updown reads spans and windows of up to some 700 pieces: pooled to a quarter, as a document of
+# 4,096 will be.
 pooled=(--updown-block-size 256 --updown-pooled-block-size 1024 --updown-slots 8
     --updown-pool-layers 1 --updown-memory-size 64)
 case $start_as in
@@ -92,16 +92,17 @@ start() {
         --log-format simple --log-interval 25 "$@"
     touch "$folder/trained"
 }
-start "$data/bin/denoised" "$spans" spans --max-tokens 2048 --lr 0.0015 --warmup-updates 400
 own=${start_as#stock}
-windowed=$data/start/windows${own:+-$own}
-start "$data/bin/450" "$windows" "$(basename "$windowed")" --max-tokens 4096 --lr 0.001 \
-    --warmup-updates 100 --finetune-from-model "$data/start/spans/checkpoint_last.pt" "${reading[@]}"
-first_model=$windowed/checkpoint_last.pt
+on_spans=spans${own:+-$own} on_windows=windows${own:+-$own}
+start "$data/bin/denoised" "$spans" "$on_spans" --max-tokens 2048 --lr 0.0015 \
+    --warmup-updates 400 "${reading[@]}"
+start "$data/bin/450" "$windows" "$on_windows" --max-tokens 4096 --lr 0.001 --warmup-updates 100 \
+    --finetune-from-model "$data/start/$on_spans/checkpoint_last.pt" "${reading[@]}"
+first_model=$data/start/$on_windows/checkpoint_last.pt
 if [[ -z $own ]]; then
     first_model=$data/start/start.pt
     [[ -e $first_model ]] ||
-        updown-export "$windowed/checkpoint_last.pt" --to fairseq "$first_model"
+        updown-export "$data/start/$on_windows/checkpoint_last.pt" --to fairseq "$first_model"
 fi
 
 # Every system on its own, and after that all of them together.

@@ -77,7 +77,9 @@ SIZES = {
         training="--max-tokens 8192 --lr 0.0007 --warmup-updates 100",
         compression="--updown-block-size 256 --updown-pooled-block-size 1024 --updown-slots 8 "
         "--updown-pool-layers 1 --updown-decoder-block-size 512 --updown-autocast bfloat16",
-        generation=dict(beam=4, lenpen=1.0, min_len=5, max_len_b=400, no_repeat_ngram_size=0),
+        # Six pieces: a short heading with its number, twice; whoever is trained for minutes may
+        # write it thirty times.
+        generation=dict(beam=4, lenpen=1.0, min_len=5, max_len_b=400, no_repeat_ngram_size=6),
     ),
     "base": dict(
         source=8192,
@@ -104,6 +106,7 @@ SYSTEMS = {
     "pool rate 2": (UPDOWN, "--updown-pool-rate 2"),
     "transformer 1024": ("transformer", "--max-source-positions 1024"),
     "updown copy": (UPDOWN, "--updown-copy"),
+    "blockwise copy": (UPDOWN, "--updown-slots 0 --updown-pool-layers '' --updown-copy"),
     "longt5": (UPDOWN, "--updown-mixer longt5 --updown-pool-layers ''"),
     "luna": (UPDOWN, "--updown-mixer luna --updown-pool-layers ''"),
 }
@@ -159,7 +162,15 @@ class Run:
     def made_with(self) -> list[str]:
         """What the run's result depends on, beside the data: how far minutes go, threads say."""
         threads = ["--threads", str(self.args.threads)] if self.args.minutes else []
-        return [*self.options(), *threads]
+        return [*self.options(), *threads, *self.search()]
+
+    def search(self) -> list[str]:
+        """The options of fairseq-generate that say what is searched for."""
+        return [
+            text
+            for name, value in self.size["generation"].items()  # type: ignore[attr-defined]
+            for text in ("--" + name.replace("_", "-"), str(value))
+        ]
 
     def execute(self) -> dict[str, Any]:
         """Trains and generates, or returns what an earlier call, or another process, found.
@@ -221,17 +232,12 @@ class Run:
         return ["--eval-rouge", "--eval-rouge-args", json.dumps(greedy)]
 
     def generate(self) -> dict[str, Any]:
-        flags = [
-            text
-            for name, value in self.size["generation"].items()  # type: ignore[attr-defined]
-            for text in ("--" + name.replace("_", "-"), str(value))
-        ]
         log = self.folder / f"generate{self.tested}.log"
         log.unlink(missing_ok=True)
         self.call(
             "fairseq-generate", self.args.test, log, "--task", "summarization", "--truncate-source",
             *("--truncate-target", "--scoring", "rouge", "--remove-bpe", "sentencepiece"),
-            *("--path", str(self.folder / "checkpoints" / "checkpoint_last.pt"), *flags),
+            *("--path", str(self.folder / "checkpoints" / "checkpoint_last.pt"), *self.search()),
             *("--max-tokens", str(4 * self.args.source_tokens)),
         )  # fmt: skip
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1]

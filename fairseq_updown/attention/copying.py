@@ -1,17 +1,27 @@
 """Copying through the pyramid: the source's own words in the decoder's distribution.
 
-A pointer-generator (arXiv 1704.04368) over a compressed memory. With a_tj the last layer's
-attention to slot j of the memory, averaged over heads, and m_ij the share of source token i in slot
-j through all poolings:
+A pointer-generator (arXiv 1704.04368) over a compressed memory, which also goes on with what it
+quotes. With a_tj the last layer's attention to slot j of the memory, averaged over heads, and m_ij
+the share of source token i in slot j through all poolings:
 
-    p(w | t) = g_t p_vocab(w | t) + (1 - g_t) C_tw,    C_tw = sum over i with x_i = w of a_tj m_ij
+    p(w | t) = g_t p_vocab(w | t) + (1 - g_t) C_tw,    C_tw = sum over i with x_i = w of c_ti
+    c_ti = (1 - h_t) sum_j a_tj m_ij + h_t f_ti
     g_t = sigmoid(u_t),    u_t = w . [decoder state; context] + c
+
+A slot knows that a passage matters, but hardly which word of it comes next. The source does: f_ti
+is where what was written last stands in it, so that its next word is quoted, too. With l_ti the
+length of the longest run x_(i-l..i-1) = y_(t-l..t-1), at most `LONGEST_MATCH`:
+
+    f_ti = l_ti > 0 and e ** (SHARPNESS l_ti), normalised over i
+    h_t = sigmoid(w' . [decoder state; context] + c'_l), l the longest l_ti, 0 where it is 0
+
+(CopyNet's selective read, arXiv 1603.06393, asks for one written word, and reads its state.)
 
 What is copied goes to few words: log p is log g_t + log p_vocab, raised where C_tw is above 0. So a
 row of the vocabulary's size is needed once, as for a softmax, and log p is finite everywhere.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +32,11 @@ from .functional import full_precision
 # u at the start, g = 0.982: a model that was trained without copying moves at most 0.018 of its
 # probability, and no word's log-probability falls by more than 0.018.
 GATE_START = 4.0
+
+LONGEST_MATCH = 3
+SHARPNESS = 3.0
+# c' at the start: one word that stands in the source, too, says little, two or three say a lot.
+CONTINUE_START = (-1.0, 1.0, 2.0)
 
 # Less than this is nothing: so the gradient of its logarithm stays finite, with the loss scaled for
 # fp16 too.
@@ -48,6 +63,10 @@ class SourceWords(NamedTuple):
         words = tokens.new_zeros(tokens.size(0), num_words).scatter_(1, rank, ordered)
         return cls(words, torch.empty_like(order).scatter_(1, order, rank))
 
+    def tokens(self) -> Tensor:
+        """`(bsz, src_len)` long, the source tokens."""
+        return self.words.gather(1, self.index)
+
     def places(self, rows: int, tgt_len: int) -> Tensor:
         """`(rows, tgt_len, num_words)`, the words for each target token."""
         words = self.words.repeat_interleave(rows // self.words.size(0), dim=0)
@@ -55,7 +74,7 @@ class SourceWords(NamedTuple):
 
 
 class CopyGate(nn.Module):
-    """u = w . [decoder state; context] + c, the log-odds of writing freely against copying.
+    """Whether a word is written freely or copied, and if so, from where.
 
     Args:
         embed_dim: of the decoder's state, and of the context.
@@ -65,23 +84,70 @@ class CopyGate(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2, embed_dim))
         self.bias = nn.Parameter(torch.tensor([GATE_START]))
+        self.continue_weight = nn.Parameter(torch.zeros(2, embed_dim))
+        self.continue_bias = nn.Parameter(torch.tensor(CONTINUE_START))
 
-    def forward(self, state: Tensor, context: Tensor) -> Tensor:
+    def forward(
+        self, state: Tensor, context: Tensor, attended: Tensor, matches: Tensor
+    ) -> Tuple[Tensor, Tensor]:
         """
         Args:
             state: `(rows, tgt_len, embed_dim)`, what the logits are made of.
             context: `(rows, tgt_len, embed_dim)`, what the last layer read.
+            attended: `(rows, tgt_len, src_len)`, its attention, see :func:`spread`.
+            matches: `(rows, tgt_len, src_len)` int8, l, see :func:`match_lengths`.
 
         Returns:
-            `(rows, tgt_len)`, at least float32.
+            u `(rows, tgt_len)`, the log-odds of writing freely, and c `(rows, tgt_len, src_len)`,
+            both at least float32.
         """
         with torch.autocast(state.device.type, enabled=False):
-            weight = full_precision(self.weight)
-            of_state, of_context = (
-                full_precision(state) @ weight[0],
-                full_precision(context) @ weight[1],
-            )
-            return of_state + of_context + full_precision(self.bias)
+            state, context = full_precision(state), full_precision(context)
+            weight, onward = full_precision(self.weight), full_precision(self.continue_weight)
+            log_odds = state @ weight[0] + context @ weight[1] + full_precision(self.bias)
+            longest = matches.amax(dim=2)
+            bias = full_precision(self.continue_bias)[(longest.long() - 1).clamp(min=0)]
+            share = (state @ onward[0] + context @ onward[1] + bias).sigmoid()
+            share = share.masked_fill(longest == 0, 0.0).unsqueeze(2)
+            return log_odds, torch.lerp(full_precision(attended), following(matches, state), share)
+
+
+def match_lengths(written: Tensor, tokens: Tensor, padding_idx: int) -> Tensor:
+    """How many of the tokens written last stand, in their order, right before each source token.
+
+    Args:
+        written: `(rows, tgt_len, LONGEST_MATCH)` long, see :func:`last_written`.
+        tokens: `(bsz, src_len)` long.
+
+    Returns:
+        `(rows, tgt_len, src_len)` int8, at most `LONGEST_MATCH`; 0 at pads.
+    """
+    by_sentence = group_rows(written, tokens.size(0))
+    padded = F.pad(tokens, (LONGEST_MATCH, 0), value=padding_idx).unsqueeze(1)
+    run = (tokens != padding_idx).unsqueeze(1)
+    lengths = torch.zeros((), dtype=torch.int8, device=tokens.device)
+    for back in range(LONGEST_MATCH):
+        before = padded.narrow(2, LONGEST_MATCH - 1 - back, tokens.size(1))
+        run = run & (before == by_sentence[..., back : back + 1])
+        lengths = lengths + run.to(lengths)
+    return lengths.view(*written.shape[:2], -1)
+
+
+def last_written(prev_output_tokens: Tensor, tgt_len: int) -> Tensor:
+    """`(rows, tgt_len, LONGEST_MATCH)`: what came before each of the last tgt_len tokens, the
+    nearest first; -1 where there is none.
+
+    Args:
+        prev_output_tokens: `(rows, at least tgt_len)` long, from the start on.
+    """
+    padded = F.pad(prev_output_tokens, (LONGEST_MATCH - 1, 0), value=-1)
+    return padded.unfold(1, LONGEST_MATCH, 1)[:, -tgt_len:].flip(2)
+
+
+def following(matches: Tensor, like: Tensor) -> Tensor:
+    """f, in the precision of `like`; 0 where nothing matches."""
+    weight = (SHARPNESS * (matches - LONGEST_MATCH)).to(like).exp() * (matches > 0)
+    return weight / weight.sum(dim=2, keepdim=True).clamp(min=LEAST_MASS)
 
 
 def spread(attention: Tensor, slot: Tensor, share: Tensor) -> Tensor:

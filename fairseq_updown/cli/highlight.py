@@ -183,12 +183,12 @@ def summary_copies(
     if decoder.copy_gate is None:
         return None
     inputs = torch.cat((tokens.new_tensor([eos]), tokens[:-1])).unsqueeze(0)
-    out = decoder(inputs, encoder_out, alignment_layer=len(decoder.layers) - 1)
+    out = decoder(inputs, encoder_out)
     log_odds = out[1]["copy_log_odds"][0][0]
     probability = model.get_normalized_probs(out, log_probs=False)[0].gather(1, tokens.unsqueeze(1))
     is_same = source == tokens.unsqueeze(1)
-    attention = out[1]["attn"][0][0].to(probability) * is_same
-    return (-log_odds).sigmoid().unsqueeze(1) * attention / probability
+    copied = out[1]["copied_from"][0][0].to(probability) * is_same
+    return (-log_odds).sigmoid().unsqueeze(1) * copied / probability
 
 
 # ---------------------------------------------------------------------------------------- text

@@ -335,18 +335,59 @@ def decode(model: Any, memory: Encoded, target: Tensor, name: str) -> Tensor:
     weights = torch.stack([softmax_weights(cross, query, keys).mean(dim=1) for query in queries])
     gate = decoder.copy_gate
     log_odds = (gate.weight[0] * x + gate.weight[1] * context).sum(dim=1) + gate.bias
-    return mixture(logits, log_odds.sigmoid(), weights, memory).log()
+    onward = (gate.continue_weight[0] * x + gate.continue_weight[1] * context).sum(dim=1)
+    copied = [
+        copied_from(
+            weights[t],
+            memory,
+            runs(memory.source.tolist(), target[: t + 1].tolist()),
+            onward[t] + gate.continue_bias,
+        )
+        for t in range(len(target))
+    ]
+    return mixture(logits, log_odds.sigmoid(), torch.stack(copied), memory.source).log()
 
 
-def mixture(logits: Tensor, generated: Tensor, weights: Tensor, memory: Encoded) -> Tensor:
+def runs(source: Sequence[int], written: Sequence[int]) -> List[int]:
+    """Right before each source token, how many of the words written last stand in a run: up to
+    three."""
+    lengths = []
+    for i in range(len(source)):
+        length = 0
+        while length < min(3, i, len(written)) and source[i - 1 - length] == written[-1 - length]:
+            length += 1
+        lengths.append(length)
+    return lengths
+
+
+def copied_from(weights: Tensor, memory: Encoded, lengths: List[int], onward: Tensor) -> Tensor:
+    """c of docs/mechanism.md, section 6, for one target token: `(src_len,)`.
+
+    Args:
+        weights: `(memory_len,)`, what the last layer gives each slot.
+        lengths: of the runs before each source token.
+        onward: `(3,)`, the logit of h for each length.
+    """
+    copied = [weights.new_zeros(()) for _ in lengths]
+    for weight, made_of in zip(weights, memory.made_of):
+        for i, share in made_of.items():
+            copied[i] = copied[i] + weight * share
+    if max(lengths) == 0:
+        return torch.stack(copied)
+    h = onward[max(lengths) - 1].sigmoid()
+    follows = [math.exp(3 * length) if length else 0.0 for length in lengths]
+    parts = [follow / sum(follows) for follow in follows]
+    return torch.stack([(1 - h) * c + h * f for c, f in zip(copied, parts)])
+
+
+def mixture(logits: Tensor, generated: Tensor, copied: Tensor, source: Tensor) -> Tensor:
     """Design, "Copying through the pyramid", literally: `(length, vocabulary)`, by g `(length,)`
-    and what the last layer gives each slot, `(length, memory_len)`."""
+    and c `(length, src_len)`."""
     rows = []
     for t, row in enumerate(generated.unsqueeze(1) * logits.softmax(dim=1)):
-        for j, made_of in enumerate(memory.made_of):
-            for i, share in made_of.items():
-                copied = torch.zeros_like(row)
-                copied[memory.source[i]] = (1 - generated[t]) * weights[t, j] * share
-                row = row + copied
+        for i, token in enumerate(source):
+            one = torch.zeros_like(row)
+            one[token] = (1 - generated[t]) * copied[t, i]
+            row = row + one
         rows.append(row)
     return torch.stack(rows)

@@ -5,7 +5,15 @@ from typing import Any, Dict, List, Optional, Tuple
 from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor, nn
 
-from ...attention.copying import CopyGate, SourceWords, copied_mass, log_mixture, spread
+from ...attention.copying import (
+    CopyGate,
+    SourceWords,
+    copied_mass,
+    last_written,
+    log_mixture,
+    match_lengths,
+    spread,
+)
 from ...attention.cross import CrossRead, Memory
 from ...attention.functional import full_precision, keep_in_graph
 from ...attention.slots import PooledBlocks
@@ -106,7 +114,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             through all poolings. It is `[None]` where nobody asked: in training, and in
             `fairseq-generate` without `--print-alignment`. With `--updown-copy` also `copied`,
             `copied_words` `[(rows, tgt_len, num_words)]` and `copy_log_odds` `[(rows, tgt_len)]`,
-            see :func:`log_mixture`.
+            see :func:`log_mixture`, and `copied_from` `[(rows, tgt_len, src_len)]`.
 
         Raises:
             ValueError: `full_context_alignment`, or more tokens than `--max-target-positions`.
@@ -131,7 +139,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             x = self.layer_norm(x)
         extra: Dict[str, List[Optional[Tensor]]] = {"attn": [attn], "inner_states": inner_states}
         if self.copy_gate is not None:
-            x, copying = self.copy(x, read, encoder_out)
+            x, copying = self.copy(x, read, prev_output_tokens, encoder_out)
             extra.update(copying)
         if self.project_out_dim is not None:
             x = self.project_out_dim(x)
@@ -189,26 +197,35 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         return x, inner_states, tuple(caches), aligned, read
 
     def copy(
-        self, x: Tensor, read: Optional[CrossRead], encoder_out: Optional[EncoderOut]
+        self,
+        x: Tensor,
+        read: Optional[CrossRead],
+        prev_output_tokens: Tensor,
+        encoder_out: Optional[EncoderOut],
     ) -> Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]:
-        """What is copied, by what the last layer read; nothing where it read nothing, as where
-        layerdrop left no layer.
+        """What is copied, by what the last layer read and what was written; nothing where it read
+        nothing, as where layerdrop left no layer.
 
         Args:
             x: `(rows, tgt_len, embed_dim)`, the decoder's state.
+            prev_output_tokens: `(rows, at least tgt_len)`, from the start on.
 
         Returns:
-            x, and `copied`, `copied_words` and `copy_log_odds`, if any.
+            x, and `copied_from`, `copied`, `copied_words` and `copy_log_odds`, if any.
         """
         assert self.copy_gate is not None
         if read is None or encoder_out is None:
             return keep_in_graph(x, self.copy_gate.parameters()), {}
-        to_source = attention_to_source(read.weights.mean(dim=0), encoder_out)
         words = SourceWords(encoder_out["source_words"][0], encoder_out["source_index"][0])
+        attended = attention_to_source(read.weights.mean(dim=0), encoder_out)
+        written = last_written(prev_output_tokens, x.size(1))
+        matches = match_lengths(written, words.tokens(), self.padding_idx)
+        log_odds, to_source = self.copy_gate(x, read.context, attended, matches)
         return x, {
+            "copied_from": [to_source],
             "copied": [copied_mass(to_source, words)],
             "copied_words": [words.places(x.size(0), x.size(1))],
-            "copy_log_odds": [self.copy_gate(x, read.context)],
+            "copy_log_odds": [log_odds],
         }
 
     def begin_step(

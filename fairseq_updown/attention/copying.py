@@ -33,10 +33,16 @@ from .functional import full_precision
 # probability, and no word's log-probability falls by more than 0.018.
 GATE_START = 4.0
 
-LONGEST_MATCH = 3
-SHARPNESS = 3.0
-# c' at the start: one word that stands in the source, too, says little, two or three say a lot.
+# c' at the start, by the length of the run: one word that stands in the source, too, says little,
+# two or three say a lot.
 CONTINUE_START = (-1.0, 1.0, 2.0)
+LONGEST_MATCH = len(CONTINUE_START)
+
+# A run that is longer by one word outweighs twenty shorter ones.
+SHARPNESS = 3.0
+
+# c' of a model that was trained to copy before it could go on, so that it writes what it wrote.
+CONTINUE_OFF = -10.0
 
 # Less than this is nothing: so the gradient of its logarithm stays finite, with the loss scaled for
 # fp16 too.
@@ -74,7 +80,8 @@ class SourceWords(NamedTuple):
 
 
 class CopyGate(nn.Module):
-    """Whether a word is written freely or copied, and if so, from where.
+    """Whether a word is written freely or copied, u = w . [decoder state; context] + c, and whether
+    it goes on with a quotation, h; see the module's equations.
 
     Args:
         embed_dim: of the decoder's state, and of the context.
@@ -107,9 +114,10 @@ class CopyGate(nn.Module):
             log_odds = state @ weight[0] + context @ weight[1] + full_precision(self.bias)
             longest = matches.amax(dim=2)
             bias = full_precision(self.continue_bias)[(longest.long() - 1).clamp(min=0)]
-            share = (state @ onward[0] + context @ onward[1] + bias).sigmoid()
-            share = share.masked_fill(longest == 0, 0.0).unsqueeze(2)
-            return log_odds, torch.lerp(full_precision(attended), following(matches, state), share)
+            goes_on = (state @ onward[0] + context @ onward[1] + bias).sigmoid()
+            goes_on = goes_on.masked_fill(longest == 0, 0.0).unsqueeze(2)
+            follows = following(matches, state)
+            return log_odds, torch.lerp(full_precision(attended), follows, goes_on)
 
 
 def match_lengths(written: Tensor, tokens: Tensor, padding_idx: int) -> Tensor:
@@ -134,8 +142,8 @@ def match_lengths(written: Tensor, tokens: Tensor, padding_idx: int) -> Tensor:
 
 
 def last_written(prev_output_tokens: Tensor, tgt_len: int) -> Tensor:
-    """`(rows, tgt_len, LONGEST_MATCH)`: what came before each of the last tgt_len tokens, the
-    nearest first; -1 where there is none.
+    """`(rows, tgt_len, LONGEST_MATCH)`: each of the last tgt_len tokens and those before it, the
+    last one first; -1 where there is none.
 
     Args:
         prev_output_tokens: `(rows, at least tgt_len)` long, from the start on.

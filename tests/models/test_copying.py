@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import CONFIGURATIONS, EXACT, PAD, STOCK, build, draw_rows, logits, pad_rows, toy_task
 
+from fairseq_updown.attention import copying
 from fairseq_updown.attention.copying import (
     LEAST_MASS,
     SourceWords,
@@ -161,9 +162,12 @@ def test_every_mixer_copies_through_the_pyramid(mixer):
 
 def test_what_is_copied_teaches_the_pyramid_what_to_keep():
     model = build(updown_copy=True, decoder_layers=1)
+    with torch.no_grad():  # what is read says nothing of whether to go on
+        model.decoder.copy_gate.continue_weight.zero_()
     model(SOURCE, None, TARGET)[1]["copied"][0].square().sum().backward()
     assert model.encoder.pools["2"].scorer.weight.grad.abs().max() > 0
     assert model.decoder.layers[0].encoder_attn.q_proj.weight.grad.abs().max() > 0
+    assert model.decoder.layers[0].encoder_attn.v_proj.weight.grad.abs().max() == 0
 
 
 def test_without_it_nothing_is_there():
@@ -188,6 +192,30 @@ def test_a_checkpoint_without_it_keeps_its_predictions_nearly(kind, caplog):
     moved = (after - before).clamp(min=0).sum(dim=2)
     assert 0 < moved.max() < 0.018
     assert (before.log() - after.log()).max() < 0.0182
+
+
+def test_a_checkpoint_that_could_not_go_on_keeps_its_predictions():
+    old, model = build(seed=3, updown_copy=True), build(seed=4, updown_copy=True)
+    stored = old.state_dict()
+    for name in ("continue_bias", "continue_weight"):
+        del stored[f"decoder.copy_gate.{name}"]
+    model.decoder.copy_gate.continue_weight.data.zero_()  # as an unperturbed one starts
+    model.load_state_dict(stored)
+    old.decoder.copy_gate.continue_weight.data.zero_()
+    old.decoder.copy_gate.continue_bias.data.fill_(-1e4)
+    quoted = SOURCE[:1, :9]
+    with torch.no_grad():
+        before, after = (logits(m, SOURCE[:1], quoted).exp() for m in (old, model))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
+
+
+def test_where_nothing_matches_every_parameter_has_a_gradient():
+    model = build(updown_copy=True).train()
+    source, target = torch.randint(4, 12, (2, 17)), torch.randint(12, 24, (2, 9))
+    out = model(source, None, target)
+    model.get_normalized_probs(out, True).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert model.decoder.copy_gate.continue_bias.grad.abs().max() == 0
 
 
 def test_a_checkpoint_with_it_is_refused_without_the_flag():
@@ -314,20 +342,23 @@ def test_autocast_mixes_in_float32():
 FILLERS, SEEN, UNSEEN = range(4, 10), range(10, 40), range(40, 50)
 
 
-def draw_quotes(words, generator, bsz=32):
-    """Sources of 14 tokens, fillers around three words of `words`, which are the target."""
+def draw_quotes(words, generator, bsz=32, phrase=False):
+    """Sources of 14 tokens, fillers around three words of `words`, which are the target; a phrase
+    stands together."""
     words = torch.tensor(words)
     fillers = torch.randint(FILLERS.start, FILLERS.stop, (bsz, 14), generator=generator)
     places = torch.rand(bsz, 14, generator=generator).topk(3).indices.sort().values
+    if phrase:
+        places = places[:, :1].clamp(max=11) + torch.arange(3)
     chosen = torch.rand(bsz, len(words), generator=generator).topk(3).indices
     end = torch.full((bsz, 1), EOS)
     source = fillers.scatter(1, places, words[chosen])
     return torch.cat([source, end], dim=1), torch.cat([words[chosen], end], dim=1)
 
 
-def train_to_quote(copy, updates=200):
+def train_to_quote(copy, updates=200, phrase=False):
     """The share of right words among those of training and among others, of a small model whose
-    memory has half as many slots as there are tokens."""
+    memory has half as many slots as there are tokens; of a phrase, its second and third."""
     torch.manual_seed(0)
     size = dict(encoder_embed_dim=32, encoder_ffn_embed_dim=64, encoder_layers=2, decoder_layers=2)
     heads = dict(encoder_attention_heads=4, decoder_attention_heads=4)
@@ -337,7 +368,7 @@ def train_to_quote(copy, updates=200):
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(updates):
-        source, target = draw_quotes(SEEN, generator)
+        source, target = draw_quotes(SEEN, generator, phrase=phrase)
         log_probs = logits(model, source, target.roll(1, dims=1)).log_softmax(dim=2)
         loss = F.nll_loss(log_probs.flatten(0, 1), target.flatten())
         optimizer.zero_grad()
@@ -345,10 +376,10 @@ def train_to_quote(copy, updates=200):
         optimizer.step()
     found = []
     for words in (SEEN, UNSEEN):
-        source, target = draw_quotes(words, generator, bsz=200)
+        source, target = draw_quotes(words, generator, bsz=200, phrase=phrase)
         with torch.no_grad():
             best = logits(model.eval(), source, target.roll(1, dims=1)).argmax(dim=2)
-        found.append(float((best == target)[:, :3].float().mean()))
+        found.append(float((best == target)[:, int(phrase) : 3].float().mean()))
     return found
 
 
@@ -359,6 +390,14 @@ def test_only_with_it_words_are_quoted_that_no_training_target_had():
     assert seen_without > 0.3
     assert unseen > 0.3
     assert unseen_without < 0.05
+
+
+def test_phrases_that_no_training_target_had_are_quoted_to_their_end(monkeypatch):
+    _, unseen = train_to_quote(copy=True, phrase=True)
+    monkeypatch.setattr(copying, "CONTINUE_START", (-1e4,) * 3)
+    _, without_going_on = train_to_quote(copy=True, phrase=True)
+    assert unseen > 0.7
+    assert without_going_on < 0.5
 
 
 # fairseq's commands

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import pool
 from torch import Tensor
-from toy import CONFIGURATIONS, EXACT, build, pad_rows, random_tokens
+from toy import CONFIGURATIONS, EXACT, build, pad_rows, predicted, random_tokens
 
 from fairseq_updown.attention.pooling import POOLINGS
 from fairseq_updown.mass import TokenMass
@@ -129,11 +129,12 @@ def test_what_earlier_segments_left_stops_growing() -> None:
 def test_a_stream_is_decoded_step_by_step_as_at_once(name: str) -> None:
     model = stream(build(**CONFIGURATIONS[name]), memory_size=9)
     encoder_out = model.encoder(source(40))
-    target = torch.cat([torch.tensor([[2]]), source(9, 1)], dim=1)
-    whole, _ = model.decoder(target, encoder_out=encoder_out)
+    across = source(40)[:, 10:15]  # from the first segment into the second
+    target = torch.cat([torch.tensor([[2]]), source(9, 1), across], dim=1)
+    whole = predicted(model, model.decoder(target, encoder_out=encoder_out))
     state: Any = {}
     steps = [
-        model.decoder(target[:, : i + 1], encoder_out=encoder_out, incremental_state=state)[0]
+        predicted(model, model.decoder(target[:, : i + 1], encoder_out, incremental_state=state))
         for i in range(target.size(1))
     ]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, **EXACT)

@@ -114,7 +114,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             through all poolings. It is `[None]` where nobody asked: in training, and in
             `fairseq-generate` without `--print-alignment`. With `--updown-copy` also `copied`,
             `copied_words` `[(rows, tgt_len, num_words)]` and `copy_log_odds` `[(rows, tgt_len)]`,
-            see :func:`log_mixture`, and `copied_from` `[(rows, tgt_len, src_len)]`.
+            see :func:`log_mixture`, and, except in training, `copied_from`
+            `[(rows, tgt_len, src_len)]`.
 
         Raises:
             ValueError: `full_context_alignment`, or more tokens than `--max-target-positions`.
@@ -222,7 +223,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         matches = match_lengths(written, words.tokens(), self.padding_idx)
         log_odds, to_source = self.copy_gate(x, read.context, attended, matches)
         return x, {
-            "copied_from": [to_source],
+            "copied_from": [None if self.training else to_source],
             "copied": [copied_mass(to_source, words)],
             "copied_words": [words.places(x.size(0), x.size(1))],
             "copy_log_odds": [log_odds],

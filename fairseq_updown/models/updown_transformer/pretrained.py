@@ -12,6 +12,7 @@ from typing import Any, Dict, List
 import torch
 from torch import Tensor
 
+from ...attention.copying import CONTINUE_OFF, LONGEST_MATCH
 from ...checkpoints import stored_options
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ _STACKS = ("encoder", "decoder")
 _HEADS = "classification_heads."
 _MASK = "<mask>"
 _SLOT_WEIGHT = re.compile(r"encoder\.layers\.\d+\.self_attn\.count_bias\.score_slope")
+_COPY, _CONTINUE = "decoder.copy_gate.bias", "decoder.copy_gate.continue_bias"
 _ONE_TOKEN = -2.0  # log c (1 + a tanh s) is about 0 at s = 0.5, where scores begin
 # bart.base has 937 rows more than the dictionary that comes with bart.large; a dictionary that
 # differs by more is another one.
@@ -57,6 +59,8 @@ def adapt_stored(state_dict: Dict[str, Tensor], model: Any) -> Dict[str, Tensor]
         fit_vocabularies(adapted, options, model)
         if model.cfg.updown_mixer == "updown":
             start_near_blocks(adapted, model.state_dict())
+    if _COPY in adapted and _CONTINUE not in adapted and model.cfg.updown_copy:
+        adapted[_CONTINUE] = torch.full((LONGEST_MATCH,), CONTINUE_OFF)
     return adapted
 
 

@@ -18,8 +18,6 @@ training resumes when run again.
   --updates N       of each system, where they fit into its minutes (default: as many as do)
   --spans N         updates of the start on damaged spans (default: 1600)
   --windows N       updates of the start on windows of 450 words (default: 1000)
-  --start-as NAME   how the start reads: stock, the start for all; updown or copy, with slots and a
-                    pyramid, and with copying, for that system alone (default: stock)
   --threads N       of the start, and of each system (default: 1)
   --part N          generate for every Nth document of the test set (default: 1)
   -h, --help        show this text
@@ -28,27 +26,12 @@ After --: --systems NAME ..., --seeds N ..., --jobs N, ...
 EOF
 }
 
-data=outline tokens=4096 minutes=20 updates= spans=1600 windows=1000 start_as=stock threads=1 part=1
-valued="--data --tokens --minutes --updates --spans --windows --start-as --threads --part"
+data=outline tokens=4096 minutes=20 updates= spans=1600 windows=1000 threads=1 part=1
+valued="--data --tokens --minutes --updates --spans --windows --threads --part"
 parse_options "$valued" "" "$@"
 for number in "$tokens" "$minutes" "${updates:-1}" "$spans" "$windows" "$threads" "$part"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || die "'$number' is no number; see --help"
 done
-# How updown reads spans and windows of up to some 700 pieces: pooled to a quarter, as a document of
-# 4,096 will be.
-pooled=(--updown-block-size 256 --updown-pooled-block-size 1024 --updown-slots 8
-    --updown-pool-layers 1 --updown-memory-size 64)
-case $start_as in
-    stock) reading=() system= ;;
-    updown) reading=("${pooled[@]}") system=updown ;;
-    copy) reading=("${pooled[@]}" --updown-copy) system="updown copy" ;;
-    *) die "--start-as must be stock, updown or copy, not '$start_as'" ;;
-esac
-if [[ $system ]]; then
-    [[ " ${rest[*]} " != *" --systems"* ]] ||
-        die "--start-as $start_as is the start of '$system' alone: leave --systems out"
-    rest=(--systems "$system" "${rest[@]}")
-fi
 
 need_tools updown-export updown-score
 corpus=$data/corpus
@@ -65,8 +48,7 @@ preprocess "$corpus" "$data/bin/450" src tgt -450
 preprocess "$corpus" "$data/bin/denoised" src tgt -denoised
 
 # start BINARY UPDATES NAME OPTION...: trains a stock Transformer, which is what updown_transformer is
-# while all fits one block, unless the options make blocks; bfloat16 makes it faster where the
-# processor has it.
+# while all fits one block; bfloat16 makes it faster where the processor has it.
 start() {
     local binary=$1 updates=$2 folder=$data/start/$3
     shift 3
@@ -92,21 +74,15 @@ start() {
         --log-format simple --log-interval 25 "$@"
     touch "$folder/trained"
 }
-own=${start_as#stock}
-on_spans=spans${own:+-$own} on_windows=windows${own:+-$own}
-start "$data/bin/denoised" "$spans" "$on_spans" --max-tokens 2048 --lr 0.0015 \
-    --warmup-updates 400 "${reading[@]}"
-start "$data/bin/450" "$windows" "$on_windows" --max-tokens 4096 --lr 0.001 --warmup-updates 100 \
-    --finetune-from-model "$data/start/$on_spans/checkpoint_last.pt" "${reading[@]}"
-first_model=$data/start/$on_windows/checkpoint_last.pt
-if [[ -z $own ]]; then
-    first_model=$data/start/start.pt
-    [[ -e $first_model ]] ||
-        updown-export "$data/start/$on_windows/checkpoint_last.pt" --to fairseq "$first_model"
-fi
+start "$data/bin/denoised" "$spans" spans --max-tokens 2048 --lr 0.0015 --warmup-updates 400
+start "$data/bin/450" "$windows" windows --max-tokens 4096 --lr 0.001 --warmup-updates 100 \
+    --finetune-from-model "$data/start/spans/checkpoint_last.pt"
+first_model=$data/start/start.pt
+[[ -e $first_model ]] ||
+    updown-export "$data/start/windows/checkpoint_last.pt" --to fairseq "$first_model"
 
 # Every system on its own, and after that all of them together.
-runs=$data/systems-$tokens-$minutes${updates:+-$updates}${own:+-$own}
+runs=$data/systems-$tokens-$minutes${updates:+-$updates}
 if [[ $updates ]]; then
     [[ " ${rest[*]} " == *" -- "* ]] || rest+=(--)
     rest+=(--max-update "$updates")

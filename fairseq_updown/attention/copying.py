@@ -34,8 +34,9 @@ from .functional import full_precision
 GATE_START = 4.0
 
 # c' at the start, by the length of the run: one word that stands in the source, too, says little,
-# two or three say a lot.
-CONTINUE_START = (-1.0, 1.0, 2.0)
+# two or three say a lot. As long as this a run must be to tell a quotation from other places that
+# share its last words, such as "of the": else it goes on with what follows there.
+CONTINUE_START = (-1.0, 1.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0)
 LONGEST_MATCH = len(CONTINUE_START)
 
 # A run that is longer by one word outweighs twenty shorter ones.

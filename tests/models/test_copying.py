@@ -101,10 +101,10 @@ def test_words_of_a_source_are_told_apart():
 
 @given(st.data())
 def test_runs_of_written_words_are_found(data):
-    words = st.integers(4, 6)  # so few that runs come again
-    sources = data.draw(st.lists(st.lists(words, min_size=1, max_size=12), min_size=1, max_size=3))
+    words = st.integers(4, 5)  # so few that runs come again
+    sources = data.draw(st.lists(st.lists(words, min_size=1, max_size=16), min_size=1, max_size=3))
     tokens = pad_rows([torch.tensor([*s, EOS]) for s in sources], left=data.draw(st.booleans()))
-    beams, tgt_len = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 6))
+    beams, tgt_len = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 14))
     row = st.lists(words, min_size=tgt_len - 1, max_size=tgt_len - 1)
     targets = [[EOS, *data.draw(row)] for _ in range(beams * len(sources))]
     last = data.draw(st.integers(1, tgt_len))
@@ -207,6 +207,14 @@ def test_a_checkpoint_that_could_not_go_on_keeps_its_predictions():
     with torch.no_grad():
         before, after = (logits(m, SOURCE[:1], quoted).exp() for m in (old, model))
     torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
+
+
+def test_a_checkpoint_that_counted_shorter_runs_loads():
+    old, model = build(seed=3, updown_copy=True), build(seed=4, updown_copy=True)
+    stored, name = old.state_dict(), "decoder.copy_gate.continue_bias"
+    stored[name] = torch.tensor([0.5, 1.5, 2.5])
+    model.load_state_dict(stored)
+    assert model.state_dict()[name].tolist() == [0.5, 1.5, *[2.5] * 6]
 
 
 def test_where_nothing_matches_every_parameter_has_a_gradient():
@@ -394,7 +402,7 @@ def test_only_with_it_words_are_quoted_that_no_training_target_had():
 
 def test_phrases_that_no_training_target_had_are_quoted_to_their_end(monkeypatch):
     _, unseen = train_to_quote(copy=True, phrase=True)
-    monkeypatch.setattr(copying, "CONTINUE_START", (-1e4,) * 3)
+    monkeypatch.setattr(copying, "CONTINUE_START", (-1e4,) * copying.LONGEST_MATCH)
     _, without_going_on = train_to_quote(copy=True, phrase=True)
     assert unseen > 0.7
     assert without_going_on < 0.5

@@ -59,8 +59,11 @@ def adapt_stored(state_dict: Dict[str, Tensor], model: Any) -> Dict[str, Tensor]
         fit_vocabularies(adapted, options, model)
         if model.cfg.updown_mixer == "updown":
             start_near_blocks(adapted, model.state_dict())
-    if _COPY in adapted and _CONTINUE not in adapted and model.cfg.updown_copy:
-        adapted[_CONTINUE] = torch.full((LONGEST_MATCH,), CONTINUE_OFF)
+    if _COPY in adapted and model.cfg.updown_copy:
+        stored = adapted.get(_CONTINUE, torch.full((1,), CONTINUE_OFF))
+        # What was learned of the longest run that was counted then holds for longer ones.
+        lengths = torch.arange(LONGEST_MATCH).clamp(max=len(stored) - 1)
+        adapted[_CONTINUE] = stored[lengths.to(stored.device)]
     return adapted
 
 

@@ -36,8 +36,8 @@ GATE_START = 4.0
 # c' at the start, by the length of the run: one word that stands in the source, too, says little,
 # two or three say a lot. As long as this a run must be to tell a quotation from other places that
 # share its last words, such as "of the": else it goes on with what follows there.
-CONTINUE_START = (-1.0, 1.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0)
-LONGEST_MATCH = len(CONTINUE_START)
+LONGEST_MATCH = 16
+CONTINUE_START = (-1.0, 1.0, 2.0, *(3.0,) * (LONGEST_MATCH - 3))
 
 # A run that is longer by one word outweighs twenty shorter ones.
 SHARPNESS = 3.0
@@ -113,11 +113,11 @@ class CopyGate(nn.Module):
             state, context = full_precision(state), full_precision(context)
             weight, onward = full_precision(self.weight), full_precision(self.continue_weight)
             log_odds = state @ weight[0] + context @ weight[1] + full_precision(self.bias)
-            longest = matches.amax(dim=2)
+            longest = matches.amax(dim=2, keepdim=True)
             bias = full_precision(self.continue_bias)[(longest.long() - 1).clamp(min=0)]
-            goes_on = (state @ onward[0] + context @ onward[1] + bias).sigmoid()
-            goes_on = goes_on.masked_fill(longest == 0, 0.0).unsqueeze(2)
-            follows = following(matches, state)
+            goes_on = (state @ onward[0] + context @ onward[1]).unsqueeze(2) + bias
+            goes_on = goes_on.sigmoid().masked_fill(longest == 0, 0.0)
+            follows = following(matches, longest, state)
             return log_odds, torch.lerp(full_precision(attended), follows, goes_on)
 
 
@@ -138,7 +138,7 @@ def match_lengths(written: Tensor, tokens: Tensor, padding_idx: int) -> Tensor:
     for back in range(LONGEST_MATCH):
         before = padded.narrow(2, LONGEST_MATCH - 1 - back, tokens.size(1))
         run = run & (before == by_sentence[..., back : back + 1])
-        lengths = lengths + run.to(lengths)
+        lengths = lengths + run
     return lengths.view(*written.shape[:2], -1)
 
 
@@ -153,9 +153,14 @@ def last_written(prev_output_tokens: Tensor, tgt_len: int) -> Tensor:
     return padded.unfold(1, LONGEST_MATCH, 1)[:, -tgt_len:].flip(2)
 
 
-def following(matches: Tensor, like: Tensor) -> Tensor:
-    """f, in the precision of `like`; 0 where nothing matches."""
-    weight = (SHARPNESS * (matches - LONGEST_MATCH)).to(like).exp() * (matches > 0)
+def following(matches: Tensor, longest: Tensor, like: Tensor) -> Tensor:
+    """f, in the precision of `like`; 0 where nothing matches.
+
+    Args:
+        matches: `(rows, tgt_len, src_len)` int8.
+        longest: `(rows, tgt_len, 1)`, the longest of a row.
+    """
+    weight = (SHARPNESS * (matches - longest)).to(like).exp() * (matches > 0)
     return weight / weight.sum(dim=2, keepdim=True).clamp(min=LEAST_MASS)
 
 

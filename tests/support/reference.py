@@ -350,11 +350,11 @@ def decode(model: Any, memory: Encoded, target: Tensor, name: str) -> Tensor:
 
 def runs(source: Sequence[int], written: Sequence[int]) -> List[int]:
     """Right before each source token, how many of the words written last stand in a run: up to
-    eight."""
+    sixteen."""
     lengths = []
     for i in range(len(source)):
         length = 0
-        while length < min(8, i, len(written)) and source[i - 1 - length] == written[-1 - length]:
+        while length < min(16, i, len(written)) and source[i - 1 - length] == written[-1 - length]:
             length += 1
         lengths.append(length)
     return lengths

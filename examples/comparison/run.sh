@@ -12,8 +12,8 @@ missing is made first; every finished step and row is skipped when run again.
 
   --work DIR         everything is written here (default: ./comparison)
   --sections "..."   some of cost recall summaries translation (default: all)
-  --summaries DIR    data of the quickstart, such as work/quickstart/bin
-                     (default: made in the work directory)
+  --summaries DIR    data of fairseq-preprocess, such as other/summaries/data-bin
+                     (default: docstrings, made in the work directory)
   --translation DIR  work directory of examples/translation/run.sh, such as translation-de-en
                      (default: made in the work directory)
   -h, --help         show this text

@@ -275,8 +275,8 @@ class Summaries(Section):
     def check(self, args: Namespace) -> None:
         if not (args.summaries / "dict.src.txt").exists():
             raise UserError(
-                f"--summaries {args.summaries} has no dict.src.txt: run scripts/quickstart.sh, or "
-                "give a folder of fairseq-preprocess with src and tgt"
+                f"--summaries {args.summaries} has no dict.src.txt: run "
+                "examples/comparison/run.sh, or give one of fairseq-preprocess with src and tgt"
             )
 
     def data(self, args: Namespace) -> Path:

@@ -12,7 +12,7 @@ Sections:
     recall       accuracy of a small model (recall.py) on key-value pairs scattered over the first
                  half of a source, asked for at its end, after --recall-updates over all
                  --recall-lengths in turn
-    summaries    ROUGE-L on the quickstart's data, trained and tested as quality.py does,
+    summaries    ROUGE-L on docstrings' summary lines, trained and tested as quality.py does,
                  without a pyramid, and the validation set's negative log-likelihood (nll)
     translation  BLEU on the data of examples/translation, trained and tested as there, and nll
 
@@ -209,8 +209,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             help="of translation (default: %(default)s)")  # fmt: skip
     quality("--translation-options", type=shlex.split, default=[], metavar="TEXT",
             help="of fairseq-train, in one word, for translation alone")  # fmt: skip
-    quality("--summaries", type=Path, default=Path("work/quickstart/bin"), metavar="DIR",
-            help="made by quickstart.sh (default: %(default)s)")  # fmt: skip
+    quality("--summaries", type=Path, default=Path("comparison/summaries/data-bin"), metavar="DIR",
+            help="made by examples/comparison/run.sh (default: %(default)s)")  # fmt: skip
     quality("--translation", type=Path, default=Path("translation-de-en"), metavar="DIR",
             help="made by examples/translation/run.sh (default: %(default)s)")  # fmt: skip
     quality("--source-tokens", type=positive, default=512, metavar="N",

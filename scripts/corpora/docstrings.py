@@ -2,8 +2,12 @@
 """Build a summarization corpus from the docstrings of the installed Python packages.
 
 A real corpus that needs no download: every ``.py`` file in site-packages and the standard library
-is parsed (never imported or run). The target is a docstring's first paragraph, the source is the
-signature followed by the rest of the docstring. The same packages give the same bytes.
+is parsed (never imported or run). The same packages give the same bytes.
+
+With ``--target summary`` the target is a docstring's first paragraph, the source is the signature
+followed by the rest of the docstring. With ``--target contents`` the source is a page of
+documentation, a section for each class, function and method of a module, and the target lists each
+section's number, name and first sentence; valid and test hold long pages only.
 """
 
 from __future__ import annotations
@@ -11,18 +15,25 @@ from __future__ import annotations
 import argparse
 import ast
 import gc
-import itertools
 import json
-import os
-import re
 import sys
-import sysconfig
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from docstring_files import (
+    UNREADABLE,
+    Documented,
+    environment_roots,
+    find_files,
+    module_name,
+    plain,
+    split_docstring,
+    syntax_tree,
+)
+from docstring_pages import page
 
 from fairseq_updown.cli.corpus_options import corpus_parser
 from fairseq_updown.cli.support import (
@@ -38,7 +49,6 @@ from fairseq_updown.data.document_corpus import (
     Pair,
     build_corpus,
     digest,
-    one_line,
     sample,
     without_copies,
     without_duplicates,
@@ -46,42 +56,14 @@ from fairseq_updown.data.document_corpus import (
 from fairseq_updown.data.workers import map_by_workers
 
 KIND = "docstring corpus"
-EVAL_PERCENT = 4  # of the files, for valid and for test each
+EVAL_PERCENT = {"summary": 4, "contents": 8}  # of the files, for valid and for test each
+EVAL_WORDS = {"summary": 0, "contents": 800}  # of the sources there, at least
 MIN_BODY_WORDS = 8
 TARGET_WORDS = range(3, 41)
 MODEL_TEXT = ModelText(6000, None)  # 1% more pieces than with all pairs, 4 times as fast
-SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
-
-Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-
-# A field, directive, list item, doctest or section: where a summary paragraph ends at the latest.
-_END_OF_SUMMARY = re.compile(
-    r"[:@](param|arg|type|return|rtype|raise|key|see)|>>>|\.\. |[-*+] |\w[\w ]*:$"
-    r"|(Parameters|Returns|Notes|Examples)$"
-)
-_ROLE = re.compile(r":[a-zA-Z][\w:+.-]*:(?=`)")
-_EXAMPLE = re.compile(r"(\.\. rubric::\s*)?Examples?:{0,2}$")
 
 
 # ---------------------------------------------------------------------------------- extraction
-
-
-def environment_roots() -> list[Path]:
-    """The running environment's package directories, then the standard library."""
-    paths = sysconfig.get_paths()
-    return list(dict.fromkeys(Path(paths[key]) for key in ("purelib", "platlib", "stdlib")))
-
-
-def find_files(roots: Iterable[Path]) -> list[tuple[Path, str]]:
-    """All Python files below ``roots`` as (root, path relative to it), in a fixed order."""
-    found: dict[str, Path] = {}
-    for root in roots:
-        for folder, subfolders, names in os.walk(root):
-            subfolders[:] = sorted(set(subfolders) - SKIPPED_FOLDERS)
-            for name in names:
-                if name.endswith(".py"):
-                    found.setdefault(Path(folder, name).relative_to(root).as_posix(), root)
-    return [(found[path], path) for path in sorted(found)]
 
 
 def documented_nodes(tree: ast.Module) -> Iterator[Documented]:
@@ -101,47 +83,13 @@ def documented_nodes(tree: ast.Module) -> Iterator[Documented]:
 def signature(node: Documented, path: str) -> str:
     """The line that introduces ``node``: ``def name(args):``, ``class Name(Base):``..."""
     if isinstance(node, ast.Module):
-        return f"module {path[: -len('.py')].removesuffix('/__init__').replace('/', '.')}:"
+        return f"module {module_name(path)}:"
     if isinstance(node, ast.ClassDef):
         bases = ", ".join(ast.unparse(base) for base in [*node.bases, *node.keywords])
         return plain(f"class {node.name}({bases}):" if bases else f"class {node.name}:")
     prefix = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     return plain(f"{prefix} {node.name}({ast.unparse(node.args)}){returns}:")
-
-
-def plain(text: str) -> str:
-    """Text on one line without back-quotes and roles (``:func:``)."""
-    return one_line(_ROLE.sub("", text).replace("`", ""))
-
-
-def split_docstring(docstring: str) -> tuple[str, str]:
-    """The first paragraph and the cleaned rest, each on one line.
-
-    From the rest go doctests (``>>>`` to the next blank line: mostly numbers and set-up), lines
-    without a letter or digit (underlines, table rules), and headings left with nothing below.
-    """
-    lines = [line.strip() for line in docstring.strip().splitlines()]
-    end = 1
-    while end < len(lines) and lines[end] and not _END_OF_SUMMARY.match(lines[end]):
-        end += 1
-    kept: list[str] = []
-    heading = ""
-    in_doctest = False
-    rest = [*lines[end:], ""]
-    for line, following in itertools.pairwise(rest):
-        in_doctest = line.startswith(">>>") or (in_doctest and bool(line))
-        if in_doctest or not any(map(str.isalnum, line)):
-            continue
-        underlined = bool(following) and not any(map(str.isalnum, following))
-        if underlined or _EXAMPLE.match(line):
-            heading = line
-            continue
-        if heading:
-            kept.append(heading)
-            heading = ""
-        kept.append(line)
-    return plain(" ".join(lines[:end])), plain(" ".join(kept))
 
 
 def unfit(target: str, body: str) -> str | None:
@@ -161,19 +109,14 @@ def unfit(target: str, body: str) -> str | None:
 
 def extract(file: tuple[Path, str]) -> tuple[list[Pair], Counter[str]]:
     """The pairs of one file, and counts of what was seen and dropped."""
-    root, path = file
+    _, path = file
     counts = Counter({"files": 1})
     try:
-        content = (root / path).read_bytes()
-        if b'"""' not in content and b"'''" not in content:
-            return [], counts  # no docstring of several lines: not worth parsing
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-            tree = ast.parse(content)
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = syntax_tree(file)
+    except UNREADABLE:
         return [], counts + Counter({"files that do not parse": 1})
     pairs = []
-    for node in documented_nodes(tree):
+    for node in documented_nodes(tree) if tree else ():
         docstring = ast.get_docstring(node)
         if not docstring:
             continue
@@ -189,13 +132,16 @@ def extract(file: tuple[Path, str]) -> tuple[list[Pair], Counter[str]]:
     return pairs, counts
 
 
-def extract_all(files: Sequence[tuple[Path, str]], workers: int) -> tuple[list[Pair], Counter[str]]:
-    """:func:`extract` over all files, in order, in ``workers`` processes."""
+def extract_all(
+    files: Sequence[tuple[Path, str]], workers: int, target: str = "summary"
+) -> tuple[list[Pair], Counter[str]]:
+    """The pairs of all files for a ``--target``, in order, by ``workers`` processes."""
+    read = {"summary": extract, "contents": page}[target]
     pairs: list[Pair] = []
     counts: Counter[str] = Counter()
     gc.disable()  # syntax trees hold no cycles, and collecting amid them doubles the time
     try:
-        results = map_by_workers(extract, files, workers)
+        results = map_by_workers(read, files, workers)
         for found, seen in progress(results, "parsing", len(files)):
             pairs.extend(found)
             counts.update(seen)
@@ -207,12 +153,12 @@ def extract_all(files: Sequence[tuple[Path, str]], workers: int) -> tuple[list[P
 # ---------------------------------------------------------------------- duplicates and splits
 
 
-def split_of(path: str) -> str:
+def split_of(path: str, target: str = "summary") -> str:
     """The split of a file, from a hash of its path within the packages."""
     bucket = int(digest(path), 16) % 100
-    if bucket < EVAL_PERCENT:
+    if bucket < EVAL_PERCENT[target]:
         return "test"
-    return "valid" if bucket < 2 * EVAL_PERCENT else "train"
+    return "valid" if bucket < 2 * EVAL_PERCENT[target] else "train"
 
 
 def path_of(pair: Pair) -> str:
@@ -227,8 +173,15 @@ def make_splits(
     seed: int,
     drops: Counter[str],
     workers: int = 1,
+    target: str = "summary",
 ) -> dict[str, list[Pair]]:
     """Splits by file without copies across them; what each step drops is counted."""
+    least = EVAL_WORDS[target]
+
+    def long_enough(found: list[Pair], name: str) -> list[Pair]:
+        kept = [pair for pair in found if len(pair.source.split()) >= least]
+        drops[f"{name} under {least} words"] += len(found) - len(kept)
+        return kept
 
     def draw(found: list[Pair], size: int | None, reason: str) -> list[Pair]:
         drawn = sample(found, size, seed)
@@ -239,9 +192,9 @@ def make_splits(
     drops["duplicate"] += len(pairs) - len(unique)
     parts: dict[str, list[Pair]] = {name: [] for name in SPLITS}
     for pair in draw(unique, max_pairs, "beyond --max-pairs"):
-        parts[split_of(path_of(pair))].append(pair)
-    test = draw(parts["test"], eval_pairs, "test beyond --eval-pairs")
-    valid = without_copies(parts["valid"], test, "valid", drops, workers)
+        parts[split_of(path_of(pair), target)].append(pair)
+    test = draw(long_enough(parts["test"], "test"), eval_pairs, "test beyond --eval-pairs")
+    valid = without_copies(long_enough(parts["valid"], "valid"), test, "valid", drops, workers)
     valid = draw(valid, eval_pairs, "valid beyond --eval-pairs")
     train = without_copies(parts["train"], valid + test, "train", drops, workers)
     splits = {"train": train, "valid": valid, "test": test}
@@ -267,6 +220,8 @@ def installed_packages() -> dict[str, str]:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = corpus_parser("docstrings.py", __doc__, vocab_size=4000)
     add = parser.add_argument
+    add("--target", choices=("summary", "contents"), default="summary",
+        help="what is written: of a docstring, or of a page (default %(default)s)")  # fmt: skip
     add("--max-pairs", type=positive, metavar="N", help="draw N pairs, for a quick trial")
     add("--eval-pairs", type=positive, default=600, metavar="N",
         help="at most N pairs in valid and in test (default 600)")  # fmt: skip
@@ -283,22 +238,25 @@ def build(args: argparse.Namespace) -> None:
             raise UserError(f"--roots {root} is not a directory: give the top of a source tree")
     options = {key: getattr(args, key) for key in ("vocab_size", "max_pairs", "eval_pairs", "seed")}
     options["roots"] = [str(root) for root in roots] if args.roots else "environment"
+    if args.target != "summary":
+        options["target"] = args.target
     packages = {} if args.roots else installed_packages()
 
     def read(report: dict[str, Any], drops: Counter[str]) -> dict[str, list[Pair]]:
         files = find_files(roots)
         print(f"parsing {len(files)} files", flush=True)
-        pairs, seen = extract_all(files, args.workers)
+        pairs, seen = extract_all(files, args.workers, args.target)
         found = {key: seen.pop(key, 0) for key in ("files", "docstrings")}
         drops.update(seen)
         sizes = (args.max_pairs, args.eval_pairs)
-        splits = make_splits(pairs, *sizes, args.seed, drops, args.workers)
+        splits = make_splits(pairs, *sizes, args.seed, drops, args.workers, args.target)
         used = {name: len(set(map(path_of, part))) for name, part in splits.items()}
         report["packages"] = packages
         report["found"] = {**found, "pairs": len(pairs), "files used": used}
         return splits
 
-    if not build_corpus(args, KIND, options, read, model_text=MODEL_TEXT):
+    model_text = MODEL_TEXT if args.target == "summary" else ModelText()
+    if not build_corpus(args, KIND, options, read, model_text=model_text):
         made_with = json.loads((args.out / REPORT).read_text(encoding="utf-8")).get("packages")
         if made_with != packages:
             print("note: packages have changed since; --overwrite builds it from those of now")

@@ -1,8 +1,8 @@
 """Pages of documentation: what a module's docstrings say, in numbered sections, and the contents.
 
-A page reads as a manual does: the module's docstring, then a section for each public class,
-function and method in the order of the file, each with a heading: ``4. Grid.fill: Fill the grid.``
-Its contents are its title, the module's name and how many sections there are, and all headings. The
+A page reads as those of pydoc do: its title, the module's name; the module's docstring; a section
+for each public class, function and method in the order of the file, with a heading such as
+``4. Grid.fill: Fill the grid.``; at last the file. Its contents are the title and all headings. The
 lines of a page, headings and texts, are parted as headings are.
 """
 
@@ -74,7 +74,7 @@ def page(file: tuple[Path, str]) -> tuple[list[Pair], Counter[str]]:
     if tree is None:
         return [], counts
     introduction = line(" ".join(split_docstring(ast.get_docstring(tree) or "")))
-    lines = [module_name(path), " ".join(introduction.split()[:INTRODUCTION_WORDS])]
+    lines = [f"Module {module_name(path)}", " ".join(introduction.split()[:INTRODUCTION_WORDS])]
     headings: list[str] = []
     for heading, text in sections(tree.body):
         own = [f"{len(headings) + 1}. {heading}", text]
@@ -85,6 +85,7 @@ def page(file: tuple[Path, str]) -> tuple[list[Pair], Counter[str]]:
     counts["docstrings"] += len(headings)
     if len(headings) < MIN_SECTIONS:
         return [], counts + Counter({f"under {MIN_SECTIONS} sections": 1})
-    lines[0] += f", {len(headings)} sections"
-    source = join_headings(filter(None, lines))
-    return [Pair(f"{path}:1:<module>", source, join_headings([lines[0], *headings]))], counts
+    last = f"{len(headings) + 1}. File: {path}"
+    source = join_headings(filter(None, [*lines, last]))
+    target = join_headings([lines[0], *headings, last])
+    return [Pair(f"{path}:1:<module>", source, target)], counts

@@ -69,15 +69,16 @@ def test_a_page_has_numbered_sections_and_lists_their_first_sentences(
     (pair,) = found
     assert pair.id == "grids.py:1:<module>"
     assert split_headings(pair.target) == [
-        "grids, 5 sections",
+        "Module grids",
         "1. clear: Clear all cells of it.",
         "2. Grid: A grid of cells",
         "3. Grid.fill: Fill the grid (cf. Example 3.5) at once!",
         "4. Grid.Cell: One cell.",
         "5. last: The last one.",
+        "6. File: grids.py",
     ]
     assert split_headings(pair.source) == [
-        "grids, 5 sections",
+        "Module grids",
         "Tools for grids. What all grids have in common.",
         "1. clear: Clear all cells of it.",
         "Nothing is kept.",
@@ -87,6 +88,7 @@ def test_a_page_has_numbered_sections_and_lists_their_first_sentences(
         "See clear.",
         "4. Grid.Cell: One cell.",
         "5. last: The last one.",
+        "6. File: grids.py",
     ]
     assert counts == {"files": 1, "docstrings": 5}
 
@@ -96,15 +98,16 @@ def test_a_page_ends_before_the_section_that_is_too_much(
 ) -> None:
     (tmp_path / "grids.py").write_text(MODULE)
     whole = pages.page((tmp_path, "grids.py"))[0][0]
-    size = len(whole.source.replace("|", "").split()) - 2  # "5 sections" comes last
+    size = len(whole.source.replace("|", "").split()) - 3  # "6. File: grids.py" comes last
     monkeypatch.setattr(pages, "PAGE_WORDS", size)
     assert pages.page((tmp_path, "grids.py"))[0] == [whole]
     monkeypatch.setattr(pages, "PAGE_WORDS", size - 1)
     shorter = pages.page((tmp_path, "grids.py"))[0][0]
-    assert split_headings(shorter.target)[1:] == split_headings(whole.target)[1:-1]
-    assert split_headings(shorter.source)[1:] == split_headings(whole.source)[1:-1]
+    end = "5. File: grids.py"
+    assert split_headings(shorter.target) == [*split_headings(whole.target)[:-2], end]
+    assert split_headings(shorter.source) == [*split_headings(whole.source)[:-2], end]
     monkeypatch.setattr(pages, "PAGE_SECTIONS", 3)
-    assert len(split_headings(pages.page((tmp_path, "grids.py"))[0][0].target)) == 1 + 3
+    assert len(split_headings(pages.page((tmp_path, "grids.py"))[0][0].target)) == 1 + 3 + 1
     monkeypatch.setattr(pages, "PAGE_SECTIONS", 2)
     found, counts = pages.page((tmp_path, "grids.py"))
     assert not found
@@ -150,7 +153,7 @@ def test_contents_stand_in_order_in_their_page_and_only_long_pages_are_held_out(
         )
         sizes[split] = {len(source.split()) >= 800 for source in sources}
         for source, target in zip(sources, targets):
-            assert len(split_headings(target)) == 1 + 3
+            assert len(split_headings(target)) == 1 + 3 + 1
             place = -1
             for heading in split_headings(target):
                 place = source.index(heading, place + 1)

@@ -33,6 +33,11 @@ export PYTHONWARNINGS=ignore
 mkdir -p "$work"
 
 say "2/6 corpus: documentation of the installed packages"
+report=$work/corpus/report.json
+if [ -e "$report" ] && ! grep -q '"target": "contents"' "$report"; then
+  echo "quickstart.sh: $work is of an older version: remove it, or give another --work" >&2
+  exit 2
+fi
 "$bin/python" scripts/corpora/docstrings.py --target contents --out "$work/corpus"
 
 # Blocks of 256 tokens see eight slots of every other block, and after the first layer the sequence
@@ -49,7 +54,7 @@ model=(
 )
 
 # Later steps build on the corpus and the model; where one of them is new, they start anew.
-made_of=$({ cat "$work/corpus/report.json"; echo "${model[@]}"; } | sha256sum | cut -d' ' -f1)
+made_of=$({ cat "$report"; echo "${model[@]}"; } | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$work/made-of.sha256" 2>/dev/null)" != "$made_of" ]; then
   rm -rf "$work/bin" "$work/checkpoints" "$work"/generated-*.txt
   echo "$made_of" >"$work/made-of.sha256"
@@ -83,7 +88,8 @@ generated=$work/generated-$updates.txt
   sed -u -E 's/^.*\| train_inner \| /  /; s/, (bsz|gnorm|clip|train_wall|wpb|ups)=[^,]*//g'
 
 say "5/6 fairseq-generate on the test set"
-search=(--beam 1 --max-len-b 500) # what is quoted is nearly certain: other beams but end early
+# What is quoted is nearly certain, so that more beams only end early, and headings begin alike.
+search=(--beam 1 --lenpen 1 --min-len 1 --max-len-b 500 --no-repeat-ngram-size 0)
 if [ ! -f "$generated" ]; then
   "$bin/fairseq-generate" "$work/bin" --user-dir "$plugin" \
     --task summarization --truncate-source --truncate-target \
@@ -95,7 +101,7 @@ if [ ! -f "$generated" ]; then
 fi
 grep -E '^Generate|Translated' "$generated" "$work/generate.log" -h || true
 
-say "6/6 scores beside the lead baseline, three examples, a chart, and a page of the second"
+say "6/6 scores beside the lead baseline, three examples, a chart, and an HTML page of the second"
 sources=$work/corpus/raw/test.src
 "$bin/updown-score" --headings --generated "$generated" \
   --references "$work/corpus/raw/test.tgt" --sources "$sources" \
@@ -108,5 +114,5 @@ sed -n "$(($(wc -l <"$sources") / 2 + 1))p" "$sources" >"$work/document.txt"
 say "done; model in $work/checkpoints, scores in $work/scores-$updates.json;
   which headings were found, by where they stand: $work/recall.png;
   what the words of one page's contents were read and copied from: $work/highlight.html; now try
-  $bin/updown-summarize --long truncate --data $work/bin \\
-    --checkpoint $work/checkpoints/checkpoint_last.pt $work/document.txt"
+  '$bin/updown-summarize' --long truncate ${search[*]} --data '$work/bin' \\
+    --checkpoint '$work/checkpoints/checkpoint_last.pt' '$work/document.txt'"

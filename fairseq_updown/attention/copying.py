@@ -33,10 +33,12 @@ from .functional import full_precision
 # probability, and no word's log-probability falls by more than 0.018.
 GATE_START = 4.0
 
-# c' at the start, by the length of the run: one word that stands in the source, too, says little,
-# two or three say a lot. As long as this a run must be to tell a quotation from other places that
-# share its last words, such as "of the": else it goes on with what follows there.
+# Runs are counted up to this: several places may share a name of many pieces, and the words before
+# it tell which of them is quoted.
 LONGEST_MATCH = 16
+
+# c' at the start, by the length of the run: one word that stands in the source, too, says little,
+# two or three say a lot.
 CONTINUE_START = (-1.0, 1.0, 2.0, *(3.0,) * (LONGEST_MATCH - 3))
 
 # A run that is longer by one word outweighs twenty shorter ones.
@@ -154,7 +156,8 @@ def last_written(prev_output_tokens: Tensor, tgt_len: int) -> Tensor:
 
 
 def following(matches: Tensor, longest: Tensor, like: Tensor) -> Tensor:
-    """f, in the precision of `like`; 0 where nothing matches.
+    """f, in the precision of `like`; 0 where nothing matches. The longest run weighs 1 before the
+    weights are normalised, so that none of them underflows together.
 
     Args:
         matches: `(rows, tgt_len, src_len)` int8.

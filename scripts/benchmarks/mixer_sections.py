@@ -275,8 +275,8 @@ class Summaries(Section):
     def check(self, args: Namespace) -> None:
         if not (args.summaries / "dict.src.txt").exists():
             raise UserError(
-                f"--summaries {args.summaries} has no dict.src.txt: run "
-                "examples/comparison/run.sh, or give one of fairseq-preprocess with src and tgt"
+                f"--summaries {args.summaries} has no dict.src.txt: give a folder "
+                "that fairseq-preprocess made, with src and tgt, as examples/comparison/run.sh does"
             )
 
     def data(self, args: Namespace) -> Path:

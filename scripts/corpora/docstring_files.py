@@ -52,10 +52,10 @@ def module_name(path: str) -> str:
 
 
 def syntax_tree(file: tuple[Path, str]) -> ast.Module | None:
-    """A file parsed; None if it holds no docstring of several lines.
+    """A file parsed; None without anything in triple quotes, and so without long docstrings.
 
     Raises:
-        UNREADABLE: it cannot be
+        UNREADABLE: it cannot be read or parsed
     """
     root, path = file
     content = (root / path).read_bytes()

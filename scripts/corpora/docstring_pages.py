@@ -50,9 +50,12 @@ def sections(body: list[ast.stmt], above: str = "") -> Iterator[tuple[str, str]]
 
 
 def unfit(sentence: str, heading: str) -> bool:
-    """Whether this is no heading: without a sentence, too long, or with what parts headings."""
+    """Whether this is no heading: no sentence, too long, underlined, a template, or with what parts
+    headings."""
     words = heading.split()
-    return not sentence[:1].isalpha() or len(words) > HEADING_WORDS or SEPARATOR in words
+    ruled = any(len(word) > 2 and not any(map(str.isalnum, word)) for word in words)
+    too_long = len(words) > HEADING_WORDS
+    return not sentence[:1].isalpha() or too_long or "%(" in heading or ruled or SEPARATOR in words
 
 
 def line(text: str) -> str:

@@ -119,16 +119,25 @@ def test_runs_of_written_words_are_found(data):
             assert actual[index, t].tolist() == real
 
 
+def test_runs_are_counted_up_to_sixteen():
+    source = torch.arange(4, 34).unsqueeze(0)
+    target = torch.cat([torch.tensor([EOS]), source[0, 5:25]]).unsqueeze(0)
+    lengths = match_lengths(last_written(target, target.size(1)), source, PAD)[0]
+    assert lengths.amax(dim=1).tolist() == [0, *range(1, 16), *[16] * 5]
+    assert lengths.argmax(dim=1)[1:].tolist() == list(range(6, 26))
+
+
 @pytest.mark.parametrize("name", ["copy", "copy topk, cross slots"])
 def test_quotations_equal_the_slow_oracle(name):
     model, options = build(**CONFIGURATIONS[name]), CONFIGURATIONS[name]
     source = draw_rows([23], seed=5)[0]
-    # twice the same run, one of two words, and words that the source does not have in this order
-    target = torch.cat([source[3:9], source[3:7], source[12:14], source[:4].flip(0)])
+    # a run of 19 words, twice the same one, one of two words, and words in another order
+    runs = [source[2:21], source[3:9], source[3:7], source[12:14], source[:4].flip(0)]
+    target = torch.cat(runs)
     found = [
         max(reference.runs(source.tolist(), target[: t + 1].tolist())) for t in range(len(target))
     ]
-    assert {1, 2, 3} <= set(found)
+    assert {1, 2, 3, 16} <= set(found)
     pooling = options.get("updown_pooling", "seeded")
     with torch.no_grad():
         memory = reference.encode(model, source, pooling)
@@ -209,12 +218,17 @@ def test_a_checkpoint_that_could_not_go_on_keeps_its_predictions():
     torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
 
 
-def test_a_checkpoint_that_counted_shorter_runs_loads():
+def test_a_checkpoint_that_counted_shorter_runs_loads(caplog):
     old, model = build(seed=3, updown_copy=True), build(seed=4, updown_copy=True)
     stored, name = old.state_dict(), "decoder.copy_gate.continue_bias"
     stored[name] = torch.tensor([0.5, 1.5, 2.5])
-    model.load_state_dict(stored)
+    with caplog.at_level(logging.WARNING):
+        model.load_state_dict(stored)
+    assert "last 16 words written, in the training of the checkpoint for 3" in caplog.text
     assert model.state_dict()[name].tolist() == [0.5, 1.5, *[2.5] * 14]
+    caplog.clear()
+    build(seed=5, updown_copy=True).load_state_dict(model.state_dict())
+    assert not caplog.text
 
 
 def test_where_nothing_matches_every_parameter_has_a_gradient():

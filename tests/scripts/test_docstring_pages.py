@@ -48,6 +48,13 @@ class Grid:
 
 def parted(): "Left | right."
 
+def template(): "Fill in %%(name)s here."
+
+def ruled():
+    """Title
+    -----
+    """
+
 def wordy():
     """%s."""
 

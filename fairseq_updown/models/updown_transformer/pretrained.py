@@ -60,11 +60,28 @@ def adapt_stored(state_dict: Dict[str, Tensor], model: Any) -> Dict[str, Tensor]
         if model.cfg.updown_mixer == "updown":
             start_near_blocks(adapted, model.state_dict())
     if _COPY in adapted and model.cfg.updown_copy:
-        stored = adapted.get(_CONTINUE, torch.full((1,), CONTINUE_OFF))
-        # What was learned of the longest run that was counted then holds for longer ones.
-        lengths = torch.arange(LONGEST_MATCH).clamp(max=len(stored) - 1)
-        adapted[_CONTINUE] = stored[lengths.to(stored.device)]
+        fit_run_lengths(adapted)
     return adapted
+
+
+def fit_run_lengths(state_dict: Dict[str, Tensor]) -> None:
+    """Fits, in place, what a checkpoint with copying knows of runs by their length.
+
+    What was learned of the longest run that was counted then holds for longer ones. Where no run
+    was, it writes what it wrote.
+    """
+    counted = len(state_dict.get(_CONTINUE, ()))
+    stored = state_dict[_CONTINUE] if counted else torch.full((1,), CONTINUE_OFF)
+    lengths = torch.arange(LONGEST_MATCH, device=stored.device).clamp(max=len(stored) - 1)
+    state_dict[_CONTINUE] = stored[lengths]
+    if counted != LONGEST_MATCH:
+        logger.warning(
+            "--updown-copy looks in the source for the last %d words written, in the training of "
+            "the checkpoint for %d. The optimizer's state does not fit: to train on, give "
+            "--finetune-from-model, or --reset-optimizer",
+            LONGEST_MATCH,
+            counted,
+        )
 
 
 def start_near_blocks(state_dict: Dict[str, Tensor], initial: Dict[str, Tensor]) -> None:

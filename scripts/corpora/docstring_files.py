@@ -8,14 +8,13 @@ import os
 import re
 import sysconfig
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from fairseq_updown.data.document_corpus import one_line
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
-
-UNREADABLE = (OSError, SyntaxError, ValueError, RecursionError, MemoryError)  # by syntax_tree
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -51,19 +50,23 @@ def module_name(path: str) -> str:
     return path[: -len(".py")].removesuffix("/__init__").replace("/", ".")
 
 
-def syntax_tree(file: tuple[Path, str]) -> ast.Module | None:
-    """A file parsed; None without anything in triple quotes, and so without long docstrings.
+def syntax_tree(file: tuple[Path, str]) -> tuple[ast.Module | None, Counter[str]]:
+    """A file parsed, and counts of what was seen.
 
-    Raises:
-        UNREADABLE: it cannot be read or parsed
+    None where it cannot be read or parsed, and without anything in triple quotes, and so without
+    long docstrings.
     """
     root, path = file
-    content = (root / path).read_bytes()
-    if b'"""' not in content and b"'''" not in content:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-        return ast.parse(content)
+    counts = Counter({"files": 1})
+    try:
+        content = (root / path).read_bytes()
+        if b'"""' not in content and b"'''" not in content:
+            return None, counts
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            return ast.parse(content), counts
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None, counts + Counter({"files that do not parse": 1})
 
 
 def plain(text: str) -> str:

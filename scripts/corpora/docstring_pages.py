@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from docstring_files import UNREADABLE, module_name, split_docstring, syntax_tree
+from docstring_files import module_name, split_docstring, syntax_tree
 
 from fairseq_updown.data.document_corpus import Pair
 from fairseq_updown.scoring.headings import SEPARATOR, join_headings
@@ -69,11 +69,7 @@ def page(file: tuple[Path, str]) -> tuple[list[Pair], Counter[str]]:
     It ends before the first section that would make it too long.
     """
     _, path = file
-    counts = Counter({"files": 1})
-    try:
-        tree = syntax_tree(file)
-    except UNREADABLE:
-        return [], counts + Counter({"files that do not parse": 1})
+    tree, counts = syntax_tree(file)
     if tree is None:
         return [], counts
     introduction = line(" ".join(split_docstring(ast.get_docstring(tree) or "")))

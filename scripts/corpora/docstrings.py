@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from docstring_files import (
-    UNREADABLE,
     Documented,
     environment_roots,
     find_files,
@@ -110,11 +109,7 @@ def unfit(target: str, body: str) -> str | None:
 def extract(file: tuple[Path, str]) -> tuple[list[Pair], Counter[str]]:
     """The pairs of one file, and counts of what was seen and dropped."""
     _, path = file
-    counts = Counter({"files": 1})
-    try:
-        tree = syntax_tree(file)
-    except UNREADABLE:
-        return [], counts + Counter({"files that do not parse": 1})
+    tree, counts = syntax_tree(file)
     pairs = []
     for node in documented_nodes(tree) if tree else ():
         docstring = ast.get_docstring(node)

@@ -5,17 +5,15 @@ quotes. With a_tj the last layer's attention to slot j of the memory, averaged o
 the share of source token i in slot j through all poolings:
 
     p(w | t) = g_t p_vocab(w | t) + (1 - g_t) C_tw,    C_tw = sum over i with x_i = w of c_ti
-    c_ti = (1 - h_t) sum_j a_tj m_ij + h_t f_ti
+    c_ti = (1 - h_t) a_ti + h_t f'_ti,    a_ti = sum_j a_tj m_ij
     g_t = sigmoid(u_t),    u_t = w . [decoder state; context] + c
 
 A slot knows that a passage matters, but hardly which word of it comes next. The source does: f_ti
-is where what was written last stands in it, so that its next word is quoted, too. With l_ti the
-length of the longest run x_(i-l..i-1) = y_(t-l..t-1), at most `LONGEST_MATCH`:
+is where the words written last go on in it, and l the length of their run, both of `quotation.py`;
+so its next word is quoted, too. Where they stand in several places, the attention tells which.
 
-    f_ti = l_ti > 0 and e ** (SHARPNESS l_ti), normalised over i
-    h_t = sigmoid(w' . [decoder state; context] + c'_l), l the longest l_ti, 0 where it is 0
-
-(CopyNet's selective read, arXiv 1603.06393, asks for one written word, and reads its state.)
+    f'_ti = f_ti (a_ti + AGREEMENT_FLOOR) ** k, normalised over i
+    h_t = sigmoid(w' . [decoder state; context] + c'_l), 0 where l is 0
 
 What is copied goes to few words: log p is log g_t + log p_vocab, raised where C_tw is above 0. So a
 row of the vocabulary's size is needed once, as for a softmax, and log p is finite everywhere.
@@ -27,22 +25,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import full_precision
+from .functional import full_precision, group_rows
+from .quotation import LONGEST_MATCH, Quotation
 
 # u at the start, g = 0.982: a model that was trained without copying moves at most 0.018 of its
 # probability, and no word's log-probability falls by more than 0.018.
 GATE_START = 4.0
 
-# Runs are counted up to this: several places may share a name of many pieces, and the words before
-# it tell which of them is quoted.
-LONGEST_MATCH = 16
-
 # c' at the start, by the length of the run: one word that stands in the source, too, says little,
 # two or three say a lot.
 CONTINUE_START = (-1.0, 1.0, 2.0, *(3.0,) * (LONGEST_MATCH - 3))
 
-# A run that is longer by one word outweighs twenty shorter ones.
-SHARPNESS = 3.0
+# k at the start, and what a place counts for to which the decoder attends not at all.
+AGREEMENT_START, AGREEMENT_FLOOR = 1.0, 0.01
 
 # c' of a model that was trained to copy before it could go on, so that it writes what it wrote.
 CONTINUE_OFF = -10.0
@@ -96,16 +91,17 @@ class CopyGate(nn.Module):
         self.bias = nn.Parameter(torch.tensor([GATE_START]))
         self.continue_weight = nn.Parameter(torch.zeros(2, embed_dim))
         self.continue_bias = nn.Parameter(torch.tensor(CONTINUE_START))
+        self.agreement = nn.Parameter(torch.tensor([AGREEMENT_START]))
 
     def forward(
-        self, state: Tensor, context: Tensor, attended: Tensor, matches: Tensor
+        self, state: Tensor, context: Tensor, attended: Tensor, quotation: Quotation
     ) -> Tuple[Tensor, Tensor]:
         """
         Args:
             state: `(rows, tgt_len, embed_dim)`, what the logits are made of.
             context: `(rows, tgt_len, embed_dim)`, what the last layer read.
             attended: `(rows, tgt_len, src_len)`, its attention, see :func:`spread`.
-            matches: `(rows, tgt_len, src_len)` int8, l, see :func:`match_lengths`.
+            quotation: of the words written last.
 
         Returns:
             u `(rows, tgt_len)`, the log-odds of writing freely, and c `(rows, tgt_len, src_len)`,
@@ -115,56 +111,15 @@ class CopyGate(nn.Module):
             state, context = full_precision(state), full_precision(context)
             weight, onward = full_precision(self.weight), full_precision(self.continue_weight)
             log_odds = state @ weight[0] + context @ weight[1] + full_precision(self.bias)
-            longest = matches.amax(dim=2, keepdim=True)
-            bias = full_precision(self.continue_bias)[(longest.long() - 1).clamp(min=0)]
+            longest = quotation.longest
+            bias = full_precision(self.continue_bias)[(longest - 1).clamp(min=0)]
             goes_on = (state @ onward[0] + context @ onward[1]).unsqueeze(2) + bias
             goes_on = goes_on.sigmoid().masked_fill(longest == 0, 0.0)
-            follows = following(matches, longest, state)
-            return log_odds, torch.lerp(full_precision(attended), follows, goes_on)
-
-
-def match_lengths(written: Tensor, tokens: Tensor, padding_idx: int) -> Tensor:
-    """How many of the tokens written last stand, in their order, right before each source token.
-
-    Args:
-        written: `(rows, tgt_len, LONGEST_MATCH)` long, see :func:`last_written`.
-        tokens: `(bsz, src_len)` long.
-
-    Returns:
-        `(rows, tgt_len, src_len)` int8, at most `LONGEST_MATCH`; 0 at pads.
-    """
-    by_sentence = group_rows(written, tokens.size(0))
-    padded = F.pad(tokens, (LONGEST_MATCH, 0), value=padding_idx).unsqueeze(1)
-    run = (tokens != padding_idx).unsqueeze(1)
-    lengths = torch.zeros((), dtype=torch.int8, device=tokens.device)
-    for back in range(LONGEST_MATCH):
-        before = padded.narrow(2, LONGEST_MATCH - 1 - back, tokens.size(1))
-        run = run & (before == by_sentence[..., back : back + 1])
-        lengths = lengths + run
-    return lengths.view(*written.shape[:2], -1)
-
-
-def last_written(prev_output_tokens: Tensor, tgt_len: int) -> Tensor:
-    """`(rows, tgt_len, LONGEST_MATCH)`: each of the last tgt_len tokens and those before it, the
-    last one first; -1 where there is none.
-
-    Args:
-        prev_output_tokens: `(rows, at least tgt_len)` long, from the start on.
-    """
-    padded = F.pad(prev_output_tokens, (LONGEST_MATCH - 1, 0), value=-1)
-    return padded.unfold(1, LONGEST_MATCH, 1)[:, -tgt_len:].flip(2)
-
-
-def following(matches: Tensor, longest: Tensor, like: Tensor) -> Tensor:
-    """f, in the precision of `like`; 0 where nothing matches. The longest run weighs 1 before the
-    weights are normalised, so that none of them underflows together.
-
-    Args:
-        matches: `(rows, tgt_len, src_len)` int8.
-        longest: `(rows, tgt_len, 1)`, the longest of a row.
-    """
-    weight = (SHARPNESS * (matches - longest)).to(like).exp() * (matches > 0)
-    return weight / weight.sum(dim=2, keepdim=True).clamp(min=LEAST_MASS)
+            attended = full_precision(attended)
+            agreed = (attended + AGREEMENT_FLOOR) ** full_precision(self.agreement)
+            follows = quotation.follows * agreed
+            follows = follows / follows.sum(dim=2, keepdim=True).clamp(min=LEAST_MASS)
+            return log_odds, torch.lerp(attended, follows, goes_on)
 
 
 def spread(attention: Tensor, slot: Tensor, share: Tensor) -> Tensor:
@@ -216,8 +171,3 @@ def log_mixture(logits: Tensor, mass: Tensor, log_odds: Tensor, index: Tensor) -
     copied = mass.clamp(min=LEAST_MASS).log() + F.logsigmoid(-log_odds).unsqueeze(-1)
     gain = torch.logaddexp(own, copied) - own
     return written.scatter_add(2, index, gain.masked_fill(mass < LEAST_MASS, 0))
-
-
-def group_rows(x: Tensor, sentences: int) -> Tensor:
-    """`(rows, tgt_len, *)` -> `(sentences, beams * tgt_len, *)`."""
-    return x.reshape(sentences, -1, *x.shape[2:])

@@ -205,3 +205,8 @@ def keep_in_graph(x: Tensor, unused: Iterable[Tensor]) -> Tensor:
         return x
     trained = [p for p in unused if p.requires_grad]
     return _KeepInGraph.apply(x, *trained) if trained else x
+
+
+def group_rows(x: Tensor, sentences: int) -> Tensor:
+    """`(rows, tgt_len, *)` -> `(sentences, beams * tgt_len, *)`."""
+    return x.reshape(sentences, -1, *x.shape[2:])

@@ -21,8 +21,12 @@ from fairseq_updown.attention import copying
 from fairseq_updown.attention.copying import (
     LEAST_MASS,
     SourceWords,
-    last_written,
     log_mixture,
+)
+from fairseq_updown.attention.quotation import (
+    LONGEST_MATCH,
+    SelectiveRead,
+    last_written,
     match_lengths,
 )
 from fairseq_updown.mixers import MIXERS
@@ -206,7 +210,7 @@ def test_a_checkpoint_without_it_keeps_its_predictions_nearly(kind, caplog):
 def test_a_checkpoint_that_could_not_go_on_keeps_its_predictions():
     old, model = build(seed=3, updown_copy=True), build(seed=4, updown_copy=True)
     stored = old.state_dict()
-    for name in ("continue_bias", "continue_weight"):
+    for name in ("continue_bias", "continue_weight", "agreement"):
         del stored[f"decoder.copy_gate.{name}"]
     model.decoder.copy_gate.continue_weight.data.zero_()  # as an unperturbed one starts
     model.load_state_dict(stored)
@@ -222,13 +226,28 @@ def test_a_checkpoint_that_counted_shorter_runs_loads(caplog):
     old, model = build(seed=3, updown_copy=True), build(seed=4, updown_copy=True)
     stored, name = old.state_dict(), "decoder.copy_gate.continue_bias"
     stored[name] = torch.tensor([0.5, 1.5, 2.5])
+    del stored["decoder.copy_gate.agreement"]
     with caplog.at_level(logging.WARNING):
         model.load_state_dict(stored)
-    assert "last 16 words written, in the training of the checkpoint for 3" in caplog.text
+    assert "before --updown-copy looked in the source for the last 16 words" in caplog.text
     assert model.state_dict()[name].tolist() == [0.5, 1.5, *[2.5] * 14]
     caplog.clear()
     build(seed=5, updown_copy=True).load_state_dict(model.state_dict())
     assert not caplog.text
+
+
+def test_a_checkpoint_that_did_not_read_on_keeps_its_predictions(caplog):
+    old, model = build(seed=3, updown_copy=True), build(seed=4, perturb=False, updown_copy=True)
+    for parameter in (*old.decoder.selective_read.parameters(), old.decoder.copy_gate.agreement):
+        parameter.data.zero_()
+    new = ("selective_read", "agreement")
+    stored = {k: v for k, v in old.state_dict().items() if not any(name in k for name in new)}
+    with caplog.at_level(logging.WARNING):
+        model.load_state_dict(stored)
+    assert "and read how they go on there. The optimizer's state does not fit" in caplog.text
+    with torch.no_grad():
+        before, after = (logits(m, SOURCE, TARGET) for m in (old, model))
+    torch.testing.assert_close(after, before, **EXACT)
 
 
 def test_where_nothing_matches_every_parameter_has_a_gradient():
@@ -366,48 +385,65 @@ FILLERS, SEEN, UNSEEN = range(4, 10), range(10, 40), range(40, 50)
 
 def draw_quotes(words, generator, bsz=32, phrase=False):
     """Sources of 14 tokens, fillers around three words of `words`, which are the target; a phrase
-    stands together."""
+    stands together, and has two to five."""
     words = torch.tensor(words)
     fillers = torch.randint(FILLERS.start, FILLERS.stop, (bsz, 14), generator=generator)
-    places = torch.rand(bsz, 14, generator=generator).topk(3).indices.sort().values
-    if phrase:
-        places = places[:, :1].clamp(max=11) + torch.arange(3)
-    chosen = torch.rand(bsz, len(words), generator=generator).topk(3).indices
+    chosen = words[torch.rand(bsz, len(words), generator=generator).topk(5).indices]
     end = torch.full((bsz, 1), EOS)
-    source = fillers.scatter(1, places, words[chosen])
-    return torch.cat([source, end], dim=1), torch.cat([words[chosen], end], dim=1)
+    if not phrase:
+        places = torch.rand(bsz, 14, generator=generator).topk(3).indices.sort().values
+        source = fillers.scatter(1, places, chosen[:, :3])
+        return torch.cat([source, end], dim=1), torch.cat([chosen[:, :3], end], dim=1)
+    place = torch.arange(14) - torch.randint(0, 9, (bsz, 1), generator=generator)
+    length = torch.randint(2, 6, (bsz, 1), generator=generator)
+    held = (place >= 0) & (place < length)
+    source = torch.where(held, chosen.gather(1, place.clamp(0, 4)), fillers)
+    place = torch.arange(6)
+    target = torch.cat([chosen, end], dim=1).masked_fill(place == length, EOS)
+    return torch.cat([source, end], dim=1), target.masked_fill(place > length, PAD)
 
 
 def train_to_quote(copy, updates=200, phrase=False):
-    """The share of right words among those of training and among others, of a small model whose
-    memory has half as many slots as there are tokens; of a phrase, its second and third."""
+    """The shares of right words, of phrases but the first, and of right ends, for words of training
+    and for others; of a small model whose memory has 7 slots, or with phrases 1, for 15 tokens."""
     torch.manual_seed(0)
     size = dict(encoder_embed_dim=32, encoder_ffn_embed_dim=64, encoder_layers=2, decoder_layers=2)
     heads = dict(encoder_attention_heads=4, decoder_attention_heads=4)
-    pool = dict(updown_pool_layers="1", updown_pool_rate=2.0, updown_memory_size=7, updown_slots=0)
+    slots = 1 if phrase else 7
+    pool = dict(updown_pool_rate=15 / slots, updown_memory_size=slots)
+    pool.update(updown_pool_layers="1", updown_slots=0)
     options = dict(**size, **heads, **pool, dropout=0.0, updown_copy=copy)
     model = UpdownTransformerModel.build_model(Namespace(**options), toy_task(UNSEEN.stop - 4))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
+
+    def log_probs(source, target):
+        end = torch.full((len(target), 1), EOS)
+        written = torch.cat([end, target[:, :-1]], dim=1)
+        return logits(model, source, written).log_softmax(dim=2)
+
     for _ in range(updates):
         source, target = draw_quotes(SEEN, generator, phrase=phrase)
-        log_probs = logits(model, source, target.roll(1, dims=1)).log_softmax(dim=2)
-        loss = F.nll_loss(log_probs.flatten(0, 1), target.flatten())
+        scores = log_probs(source, target).flatten(0, 1)
+        loss = F.nll_loss(scores, target.flatten(), ignore_index=PAD)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     found = []
+    model.eval()
     for words in (SEEN, UNSEEN):
         source, target = draw_quotes(words, generator, bsz=200, phrase=phrase)
         with torch.no_grad():
-            best = logits(model.eval(), source, target.roll(1, dims=1)).argmax(dim=2)
-        found.append(float((best == target)[:, int(phrase) : 3].float().mean()))
+            right = log_probs(source, target).argmax(dim=2) == target
+        is_word = target > EOS
+        is_word[:, 0] &= not phrase
+        found += [float(right[which].float().mean()) for which in (is_word, target == EOS)]
     return found
 
 
 def test_only_with_it_words_are_quoted_that_no_training_target_had():
-    seen, unseen = train_to_quote(copy=True)
-    seen_without, unseen_without = train_to_quote(copy=False)
+    seen, _, unseen, _ = train_to_quote(copy=True)
+    seen_without, _, unseen_without, _ = train_to_quote(copy=False)
     assert seen > 0.8
     assert seen_without > 0.3
     assert unseen > 0.3
@@ -415,11 +451,16 @@ def test_only_with_it_words_are_quoted_that_no_training_target_had():
 
 
 def test_phrases_that_no_training_target_had_are_quoted_to_their_end(monkeypatch):
-    _, unseen = train_to_quote(copy=True, phrase=True)
-    monkeypatch.setattr(copying, "CONTINUE_START", (-1e4,) * copying.LONGEST_MATCH)
-    _, without_going_on = train_to_quote(copy=True, phrase=True)
-    assert unseen > 0.7
-    assert without_going_on < 0.5
+    *_, words, ends = train_to_quote(copy=True, phrase=True)
+    assert words > 0.6
+    assert ends > 0.8
+    with monkeypatch.context() as patch:
+        patch.setattr(copying, "CONTINUE_START", (-1e4,) * LONGEST_MATCH)
+        *_, words, _ = train_to_quote(copy=True, phrase=True)
+    assert words < 0.5
+    monkeypatch.setattr(SelectiveRead, "forward", lambda self, quotation, states: 0)
+    *_, ends = train_to_quote(copy=True, phrase=True)
+    assert ends < 0.6
 
 
 # fairseq's commands
@@ -432,7 +473,7 @@ def test_training_goes_on_from_a_checkpoint_without_it_and_generates(work, train
         *train_arguments(work, tmp_path, "--updown-copy", "--finetune-from-model", old),
         *("--max-update", 4, "--disable-validation", "--no-epoch-checkpoints"),
     )
-    assert re.search(r"4 parameters are not in .*decoder\.copy_gate\.bias", printed)
+    assert re.search(r"7 parameters are not in .*decoder\.copy_gate\.bias", printed)
     new = tmp_path / "checkpoint_last.pt"
     search = ("--beam", 3, "--prefix-size", 1, "--print-alignment", "hard", "--cpu")
     search = (*search, "--user-dir", PLUGIN, "--required-batch-size-multiple", 1)

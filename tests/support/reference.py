@@ -242,13 +242,15 @@ def decoder_self_attention(
 
 
 class Encoded(NamedTuple):
-    """A source and its memory; what each of its slots is made of: source position -> share."""
+    """A source and its memory; what each of its slots is made of: source position -> share; and
+    what the layers before any pooling make of the source's tokens."""
 
     x: Tensor
     counts: Tensor
     scores: Tensor
     made_of: List[Dict[int, Tensor]]
     source: Tensor
+    token_states: Optional[Tensor] = None
 
 
 def pool_sequence(pooling: Any, name: str, encoded: Encoded) -> Encoded:
@@ -268,9 +270,8 @@ def pool_sequence(pooling: Any, name: str, encoded: Encoded) -> Encoded:
         made_of.append(dict(parts))
     new_counts = [torch.stack([counts[i] for i in item.weights]).sum() for item in items]
     new_scores = torch.stack([item.score for item in items])
-    return Encoded(
-        torch.stack(tokens), torch.stack(new_counts), new_scores, made_of, encoded.source
-    )
+    x, counts = torch.stack(tokens), torch.stack(new_counts)
+    return encoded._replace(x=x, counts=counts, scores=new_scores, made_of=made_of)
 
 
 def _before(layer: Any, norm: Any, x: Tensor) -> Tensor:
@@ -304,7 +305,11 @@ def encode(model: Any, tokens: Tensor, name: str) -> Encoded:
         pools = [encoder.pools[key] for key in encoder.pools if key == str(index + 1)]
         for pooling in pools:
             slots = None
+            if encoded.token_states is None:
+                encoded = encoded._replace(token_states=encoded.x)
             encoded = pool_sequence(pooling, name, encoded)
+    if encoded.token_states is None:
+        encoded = encoded._replace(token_states=encoded.x)
     if encoder.layer_norm is not None:
         encoded = encoded._replace(x=encoder.layer_norm(encoded.x))
     if encoder.memory_pool is not None:
@@ -317,7 +322,8 @@ def decode(model: Any, memory: Encoded, target: Tensor, name: str) -> Tensor:
     log-probabilities."""
     decoder = model.decoder
     x, slots = decoder.embed(target.unsqueeze(0), None)[0], None
-    for layer in decoder.layers:
+    lengths = [runs(memory.source.tolist(), target[: t + 1].tolist()) for t in range(len(target))]
+    for index, layer in enumerate(decoder.layers):
         norm = layer.self_attn_layer_norm
         out, slots = decoder_self_attention(layer.self_attn, name, _before(layer, norm, x), slots)
         x = _after(layer, norm, x, out)
@@ -326,6 +332,8 @@ def decode(model: Any, memory: Encoded, target: Tensor, name: str) -> Tensor:
         queries = _before(layer, norm, x)
         context = torch.stack([softmax_attention(cross, query, keys) for query in queries])
         x = _feed_forward(layer, _after(layer, norm, x, context))
+        if index == 0 and decoder.selective_read is not None:
+            x = x + torch.stack([read_on(decoder.selective_read, memory, n) for n in lengths])
     if decoder.layer_norm is not None:
         x = decoder.layer_norm(x)
     projected = x if decoder.project_out_dim is None else decoder.project_out_dim(x)
@@ -338,10 +346,7 @@ def decode(model: Any, memory: Encoded, target: Tensor, name: str) -> Tensor:
     onward = (gate.continue_weight[0] * x + gate.continue_weight[1] * context).sum(dim=1)
     copied = [
         copied_from(
-            weights[t],
-            memory,
-            runs(memory.source.tolist(), target[: t + 1].tolist()),
-            onward[t] + gate.continue_bias,
+            weights[t], memory, lengths[t], onward[t] + gate.continue_bias, float(gate.agreement)
         )
         for t in range(len(target))
     ]
@@ -360,13 +365,30 @@ def runs(source: Sequence[int], written: Sequence[int]) -> List[int]:
     return lengths
 
 
-def copied_from(weights: Tensor, memory: Encoded, lengths: List[int], onward: Tensor) -> Tensor:
+def follows(lengths: List[int]) -> List[float]:
+    """f of docs/mechanism.md, section 6, for one target token."""
+    weights = [math.exp(3 * length) if length else 0.0 for length in lengths]
+    return [weight / max(1.0, sum(weights)) for weight in weights]
+
+
+def read_on(read: Any, memory: Encoded, lengths: List[int]) -> Tensor:
+    """r of the same, `(embed_dim,)`."""
+    assert memory.token_states is not None
+    found = sum(f * state for f, state in zip(follows(lengths), memory.token_states))
+    normed = torch.nn.functional.layer_norm(found, found.shape)
+    return read.proj.weight @ normed + read.run_length.weight[max(lengths)]
+
+
+def copied_from(
+    weights: Tensor, memory: Encoded, lengths: List[int], onward: Tensor, agreement: float
+) -> Tensor:
     """c of docs/mechanism.md, section 6, for one target token: `(src_len,)`.
 
     Args:
         weights: `(memory_len,)`, what the last layer gives each slot.
         lengths: of the runs before each source token.
-        onward: `(3,)`, the logit of h for each length.
+        onward: `(16,)`, the logit of h for each length.
+        agreement: k.
     """
     copied = [weights.new_zeros(()) for _ in lengths]
     for weight, made_of in zip(weights, memory.made_of):
@@ -375,9 +397,8 @@ def copied_from(weights: Tensor, memory: Encoded, lengths: List[int], onward: Te
     if max(lengths) == 0:
         return torch.stack(copied)
     h = onward[max(lengths) - 1].sigmoid()
-    follows = [math.exp(3 * length) if length else 0.0 for length in lengths]
-    parts = [follow / sum(follows) for follow in follows]
-    return torch.stack([(1 - h) * c + h * f for c, f in zip(copied, parts)])
+    agreed = [f * (a + 0.01) ** agreement for a, f in zip(copied, follows(lengths))]
+    return torch.stack([(1 - h) * a + h * f / sum(agreed) for a, f in zip(copied, agreed)])
 
 
 def mixture(logits: Tensor, generated: Tensor, copied: Tensor, source: Tensor) -> Tensor:

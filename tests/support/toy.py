@@ -92,6 +92,10 @@ CONFIGURATIONS = {
 }
 
 
+# In the names of parameters that begin at values by which they do nothing.
+OWN_PARTS = ("compressor", "count_bias", "pool", "copy_gate", "selective_read")
+
+
 def build(
     kind: str = "updown", seed: int = 0, perturb: bool = True, plain: bool = False, **options: Any
 ) -> Any:
@@ -109,7 +113,7 @@ def build(
     if perturb:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if any(part in name for part in ("compressor", "count_bias", "pool", "copy_gate")):
+                if any(part in name for part in OWN_PARTS):
                     parameter.add_(torch.randn_like(parameter) * 0.7)
     return model
 

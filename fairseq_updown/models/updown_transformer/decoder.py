@@ -5,17 +5,10 @@ from typing import Any, Dict, List, Optional, Tuple
 from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor, nn
 
-from ...attention.copying import (
-    CopyGate,
-    SourceWords,
-    copied_mass,
-    last_written,
-    log_mixture,
-    match_lengths,
-    spread,
-)
+from ...attention.copying import CopyGate, SourceWords, copied_mass, log_mixture, spread
 from ...attention.cross import CrossRead, Memory
 from ...attention.functional import full_precision, keep_in_graph
+from ...attention.quotation import Quotation, SelectiveRead, last_written
 from ...attention.slots import PooledBlocks
 from ...decoding.cache import DecodingState, LayerCache
 from ...ops.autocast import OFF, mixed_precision
@@ -37,7 +30,11 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         self.num_slots = cfg.updown_decoder_slots
         self.autocast = str(cfg.updown_autocast)
         self.step_precision = StepPrecision(str(cfg.updown_step_precision))
-        self.copy_gate = CopyGate(cfg.decoder.embed_dim) if cfg.updown_copy else None
+        self.copy_gate: Optional[CopyGate] = None
+        self.selective_read: Optional[SelectiveRead] = None
+        if cfg.updown_copy:
+            self.copy_gate = CopyGate(cfg.decoder.embed_dim)
+            self.selective_read = SelectiveRead(cfg.decoder.embed_dim, cfg.encoder.embed_dim)
         self.log_mixture = log_mixture
 
     def forward(
@@ -126,12 +123,21 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
                 "it (no --full-context-alignment)"
             )
         x = self.embed(prev_output_tokens, incremental_state)
+        quotation: Optional[Quotation] = None
+        continuation: Optional[Tensor] = None
+        if self.selective_read is not None and encoder_out is not None:
+            written = last_written(prev_output_tokens, x.size(1))
+            source = source_words(encoder_out).tokens()
+            quotation = Quotation.of(written, source, self.padding_idx, like=x)
+            continuation = self.selective_read(quotation, encoder_out["source_states"][0])
         decoding = self.begin_step(incremental_state, x, encoder_out)
         memory: Optional[Memory] = None
         if encoder_out is not None and (decoding is None or decoding.layers[0].memory is None):
             memory = read_memory(encoder_out)  # later steps have it in the layers' caches
         asked = self.layer_asked(alignment_layer)
-        x, inner_states, caches, aligned, read = self.run_layers(x, memory, decoding, asked)
+        x, inner_states, caches, aligned, read = self.run_layers(
+            x, memory, decoding, asked, continuation
+        )
         attn: Optional[Tensor] = None
         if aligned is not None and encoder_out is not None:
             heads = aligned.weights[:alignment_heads].float().mean(dim=0).to(x)
@@ -140,7 +146,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             x = self.layer_norm(x)
         extra: Dict[str, List[Optional[Tensor]]] = {"attn": [attn], "inner_states": inner_states}
         if self.copy_gate is not None:
-            x, copying = self.copy(x, read, prev_output_tokens, encoder_out)
+            x, copying = self.copy(x, read, quotation, encoder_out)
             extra.update(copying)
         if self.project_out_dim is not None:
             x = self.project_out_dim(x)
@@ -161,6 +167,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         memory: Optional[Memory],
         decoding: Optional[DecodingState],
         asked: Optional[int],
+        continuation: Optional[Tensor],
     ) -> Tuple[
         Tensor,
         List[Optional[Tensor]],
@@ -174,6 +181,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             memory: None where there is none, or the caches have it.
             decoding: the state of a generation, this step's token in its history.
             asked: the layer whose attention is returned.
+            continuation: what is added after the first layer, see :class:`SelectiveRead`.
 
         Returns:
             x; the states `T x B x C` before and after each layer; the caches; what layer `asked`
@@ -191,6 +199,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             copies = self.copy_gate is not None and index == indices[-1]
             needed = copies or index == asked
             x, read, state, cache = self.layers[index](x, memory, state, needed, *step)
+            if index == indices[0] and continuation is not None:
+                x = x + continuation
             caches.append(cache)
             inner_states.append(x.transpose(0, 1))
             if index == asked:
@@ -201,7 +211,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         self,
         x: Tensor,
         read: Optional[CrossRead],
-        prev_output_tokens: Tensor,
+        quotation: Optional[Quotation],
         encoder_out: Optional[EncoderOut],
     ) -> Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]:
         """What is copied, by what the last layer read and what was written; nothing where it read
@@ -209,19 +219,18 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
 
         Args:
             x: `(rows, tgt_len, embed_dim)`, the decoder's state.
-            prev_output_tokens: `(rows, at least tgt_len)`, from the start on.
 
         Returns:
             x, and `copied_from`, `copied`, `copied_words` and `copy_log_odds`, if any.
         """
         assert self.copy_gate is not None
-        if read is None or encoder_out is None:
-            return keep_in_graph(x, self.copy_gate.parameters()), {}
-        words = SourceWords(encoder_out["source_words"][0], encoder_out["source_index"][0])
+        assert self.selective_read is not None
+        if read is None or quotation is None or encoder_out is None:
+            unused = [*self.copy_gate.parameters(), *self.selective_read.parameters()]
+            return keep_in_graph(x, unused), {}
+        words = source_words(encoder_out)
         attended = attention_to_source(read.weights.mean(dim=0), encoder_out)
-        written = last_written(prev_output_tokens, x.size(1))
-        matches = match_lengths(written, words.tokens(), self.padding_idx)
-        log_odds, to_source = self.copy_gate(x, read.context, attended, matches)
+        log_odds, to_source = self.copy_gate(x, read.context, attended, quotation)
         return x, {
             "copied_from": [None if self.training else to_source],
             "copied": [copied_mass(to_source, words)],
@@ -289,6 +298,11 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         return self.dropout_module(x)
+
+
+def source_words(encoder_out: EncoderOut) -> SourceWords:
+    """The words of the sources, which the encoder of a model that copies has told apart."""
+    return SourceWords(encoder_out["source_words"][0], encoder_out["source_index"][0])
 
 
 def attention_to_source(weights: Tensor, encoder_out: EncoderOut) -> Tensor:

@@ -95,6 +95,8 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             - `source_slot`, `source_weight` `[(bsz, src_len)]`: see :class:`SourceTrace`;
             - `source_words` `[(bsz, num_words)]`, `source_index` `[(bsz, src_len)]`: see
               :class:`SourceWords`; empty lists without `--updown-copy`;
+            - `source_states` `[(bsz, src_len, embed_dim)]`: what the layers before any pooling make
+              of each source token, at pads any; an empty list without `--updown-copy`;
             - `row_sentence` `[(rows,)]` long: the sentence of each row, see :func:`regroup_rows`.
 
         Raises:
@@ -111,10 +113,13 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             encoded = self.encode_segment(
                 tokens, source_lengths, trace, token_embeddings, return_all_hiddens
             )
-        x, lengths, mass, trace, embedding, states = encoded
+        x, lengths, mass, places, token_states, embedding, states = encoded
         pads = [mask for mask in [lengths.padding_mask(x.size(1))] if mask is not None]
         no_pads = [] if pads else [torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)]
         words = SourceWords.of(src_tokens) if self.copies else None
+        if self.copies and not source_lengths.all_are(src_tokens.size(1)):
+            columns = trace.slot.unsqueeze(-1).expand(-1, -1, token_states.size(-1))
+            token_states = token_states.gather(1, columns)
         return {
             "encoder_out": [x.transpose(0, 1)],  # T x B x C
             "encoder_padding_mask": pads or no_pads,  # B x T
@@ -126,8 +131,9 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             "src_lengths": [source_lengths.tensor.unsqueeze(1).int()],
             "memory_counts": [mass.counts] if mass is not None else [],
             "memory_scores": [mass.scores] if mass is not None else [],
-            "source_slot": [trace.slot],
-            "source_weight": [trace.weight],
+            "source_slot": [places.slot],
+            "source_weight": [places.weight],
+            "source_states": [token_states] if self.copies else [],
             "source_words": [words.words] if words is not None else [],
             "source_index": [words.index] if words is not None else [],
             "row_sentence": [torch.arange(x.size(0), device=x.device)],
@@ -145,12 +151,16 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         """From tokens, `(bsz, length)`, real ones first, to what the decoder reads; arguments as in
         :meth:`run_layers`."""
         x, embedding = self.forward_embedding(tokens, token_embeddings)
-        x, lengths, mass, trace, states = self.run_layers(x, lengths, trace, keep_states, earlier)
+        x, lengths, mass, trace, token_states, states = self.run_layers(
+            x, lengths, trace, keep_states, earlier
+        )
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         if self.memory_pool is not None:
             x, lengths, mass, trace = self.pool(self.memory_pool, x, lengths, mass, trace)
-        return Encoded(x, lengths, mass, trace, embedding, states)
+        if not self.copies:
+            token_states = x.new_empty(x.size(0), 0, x.size(2))
+        return Encoded(x, lengths, mass, trace, token_states, embedding, states)
 
     def run_layers(
         self,
@@ -159,7 +169,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         trace: SourceTrace,
         keep_states: bool,
         earlier: Optional[LayerSlots] = None,
-    ) -> Tuple[Tensor, RowLengths, Optional[TokenMass], SourceTrace, List[Any]]:
+    ) -> Tuple[Tensor, RowLengths, Optional[TokenMass], SourceTrace, Tensor, List[Any]]:
         """The stages, layer by layer, with the pools that end them.
 
         Args:
@@ -168,13 +178,15 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             earlier: of the segments before x, to which what x leaves is added.
 
         Returns:
-            x, its lengths and mass, where the source tokens went; and if asked for, before and
-            after each layer x as `T x B x C` with the layer's feed-forward output or None.
+            x, its lengths and mass, where the source tokens went; x before the first pool; and if
+            asked for, before and after each layer x as `T x B x C` with the layer's feed-forward
+            output or None.
         """
         padding_mask = lengths.padding_mask(x.size(1))
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
         mass: Optional[TokenMass] = None
+        unpooled: Optional[Tensor] = None
         state: Any = None
         states: List[Any] = [(x.transpose(0, 1), None)] if keep_states else []
         kept = {id(layer) for layer in self.layers}  # layerdrop chooses anew at each iteration
@@ -189,9 +201,10 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
                     states.append((x.transpose(0, 1), fc_result))
             if str(index + 1) in self.pools:
                 pool = self.pools[str(index + 1)]
+                unpooled = x if unpooled is None else unpooled
                 x, lengths, mass, trace = self.pool(pool, x, lengths, mass, trace)
                 padding_mask, state = lengths.padding_mask(x.size(1)), None
-        return x, lengths, mass, trace, states
+        return x, lengths, mass, trace, x if unpooled is None else unpooled, states
 
     def realign(self, src_tokens: Tensor) -> Tuple[Tensor, RowLengths, SourceTrace, Tensor]:
         """Brings each row's real tokens to its front and cuts columns that hold only pads.

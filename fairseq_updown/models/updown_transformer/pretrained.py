@@ -12,7 +12,8 @@ from typing import Any, Dict, List
 import torch
 from torch import Tensor
 
-from ...attention.copying import CONTINUE_OFF, LONGEST_MATCH
+from ...attention.copying import CONTINUE_OFF
+from ...attention.quotation import LONGEST_MATCH
 from ...checkpoints import stored_options
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _HEADS = "classification_heads."
 _MASK = "<mask>"
 _SLOT_WEIGHT = re.compile(r"encoder\.layers\.\d+\.self_attn\.count_bias\.score_slope")
 _COPY, _CONTINUE = "decoder.copy_gate.bias", "decoder.copy_gate.continue_bias"
+_AGREEMENT = "decoder.copy_gate.agreement"
 _ONE_TOKEN = -2.0  # log c (1 + a tanh s) is about 0 at s = 0.5, where scores begin
 # bart.base has 937 rows more than the dictionary that comes with bart.large; a dictionary that
 # differs by more is another one.
@@ -60,27 +62,25 @@ def adapt_stored(state_dict: Dict[str, Tensor], model: Any) -> Dict[str, Tensor]
         if model.cfg.updown_mixer == "updown":
             start_near_blocks(adapted, model.state_dict())
     if _COPY in adapted and model.cfg.updown_copy:
-        fit_run_lengths(adapted)
+        fit_quotations(adapted)
     return adapted
 
 
-def fit_run_lengths(state_dict: Dict[str, Tensor]) -> None:
-    """Fits, in place, what a checkpoint with copying knows of runs by their length.
-
-    What was learned of the longest run that was counted then holds for longer ones. Where no run
-    was, it writes what it wrote.
+def fit_quotations(state_dict: Dict[str, Tensor]) -> None:
+    """Fits, in place, what a checkpoint with copying knows of quotations, so that it writes what it
+    wrote; what it learned of the longest run that it counted holds for longer ones.
     """
     counted = len(state_dict.get(_CONTINUE, ()))
     stored = state_dict[_CONTINUE] if counted else torch.full((1,), CONTINUE_OFF)
     lengths = torch.arange(LONGEST_MATCH, device=stored.device).clamp(max=len(stored) - 1)
     state_dict[_CONTINUE] = stored[lengths]
-    if counted != LONGEST_MATCH:
+    if _AGREEMENT not in state_dict:
+        state_dict[_AGREEMENT] = stored.new_zeros(1)
         logger.warning(
-            "--updown-copy looks in the source for the last %d words written, in the training of "
-            "the checkpoint for %d. The optimizer's state does not fit: to train on, give "
-            "--finetune-from-model, or --reset-optimizer",
+            "the checkpoint was trained before --updown-copy looked in the source for the last %d "
+            "words written and read how they go on there. The optimizer's state does not fit: to "
+            "train on, give --finetune-from-model, or --reset-optimizer",
             LONGEST_MATCH,
-            counted,
         )
 
 

@@ -60,6 +60,8 @@ class Encoded(NamedTuple):
         lengths: of its rows.
         mass: what they stand for; None if nothing was pooled.
         trace: where the source tokens are in it.
+        token_states: `(bsz, src_len, embed_dim)`, what the layers before any pooling make of them;
+            empty if nothing is copied.
         embedding: `(bsz, src_len, embed_dim)`, the tokens' embeddings; empty for a stream.
         states: as :meth:`UpdownTransformerEncoder.run_layers` returns them.
     """
@@ -68,6 +70,7 @@ class Encoded(NamedTuple):
     lengths: RowLengths
     mass: Optional[TokenMass]
     trace: SourceTrace
+    token_states: Tensor
     embedding: Tensor
     states: List[Any]
 
@@ -131,7 +134,8 @@ def encode_segments(encoder: Any, tokens: Tensor, streaming: Streaming) -> Encod
         trace = SourceTrace(place, torch.ones_like(place, dtype=dtype))
         lengths = RowLengths.of([part.size(1)], part.device)
         encoded = encoder.encode_segment(part, lengths, trace, earlier=earlier)
-        encoded = encoded._replace(embedding=encoded.embedding[:, :0], states=[])
+        none = encoded.embedding.new_empty(1, 0, encoded.embedding.size(2))
+        encoded = encoded._replace(embedding=none, states=[])  # a slice would keep all of it
         memories.append(_shorten(encoded, size, pooling, base))
     return _one_after_the_other(memories)
 
@@ -159,7 +163,8 @@ def _one_after_the_other(memories: List[Encoded]) -> Encoded:
     weights = [part.trace.weight for part in memories]
     trace = SourceTrace(torch.cat(slots, dim=1), torch.cat(weights, dim=1))
     lengths = RowLengths.of([x.size(1)], x.device)
-    return memories[0]._replace(x=x, lengths=lengths, mass=mass, trace=trace)
+    token_states = torch.cat([part.token_states for part in memories], dim=1)
+    return Encoded(x, lengths, mass, trace, token_states, memories[0].embedding, [])
 
 
 def _join(states: List[Tensor], masses: List[TokenMass]) -> Tuple[Tensor, TokenMass]:

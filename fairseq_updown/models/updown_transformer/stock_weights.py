@@ -9,7 +9,9 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 _ENCODER_ATTENTION = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.(.+)$")
-_OWN_ELSEWHERE = re.compile(r"\.(compressor|count_bias|pools|memory_pool|copy_gate)\.")
+_OWN_ELSEWHERE = re.compile(
+    r"\.(compressor|count_bias|pools|memory_pool|copy_gate|selective_read)\."
+)
 # What the self-attention of a stock encoder layer has.
 _STOCK_ATTENTION = {
     f"{name}_proj.{part}" for name in ("q", "k", "v", "out") for part in ("weight", "bias")

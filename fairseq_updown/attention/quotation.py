@@ -1,0 +1,122 @@
+"""Where the decoder stands in a quotation, by what it wrote and the source alone; see `copying.py`.
+
+With l_ti the length of the longest run x_(i-l..i-1) = y_(t-l..t-1), at most `LONGEST_MATCH`, L_t
+the largest l_ti, and s_i what the encoder knows of source token i before any pooling:
+
+    f_ti = l_ti > 0 and e ** (SHARPNESS l_ti), normalised over i
+    r_t = W norm(sum over i of f_ti s_i) + v_(L_t)
+
+f is where the next word of a quotation stands. r is added to what the decoder's first layer makes
+of its words; that layer sees them undisturbed, and the others know how the quotation goes on, and
+whether it does: a heading ends where the encoder saw that it ends. (CopyNet's selective read, arXiv
+1603.06393, section 3.3, asks for one written word, and reads its state, not the next one's.)
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .functional import full_precision, group_rows
+
+# Runs are counted up to this: several places may share a name of many pieces, and the words before
+# it tell which of them is quoted.
+LONGEST_MATCH = 16
+
+# A run that is longer by one word outweighs twenty shorter ones.
+SHARPNESS = 3.0
+
+
+class Quotation(NamedTuple):
+    """What may come next if the words written last are a quotation.
+
+    Attributes:
+        longest: `(rows, tgt_len, 1)` long, L; 0 where nothing is quoted.
+        follows: `(rows, tgt_len, src_len)`, f, at least float32; 0 where nothing is quoted.
+    """
+
+    longest: Tensor
+    follows: Tensor
+
+    @classmethod
+    def of(cls, written: Tensor, tokens: Tensor, padding_idx: int, like: Tensor) -> "Quotation":
+        """
+        Args:
+            written, tokens, padding_idx: see :func:`match_lengths`.
+            like: a tensor of the model's precision.
+        """
+        matches = match_lengths(written, tokens, padding_idx)
+        longest = matches.amax(dim=2, keepdim=True)
+        # The longest run weighs 1 before the weights are normalised, so that none of them
+        # underflows together.
+        weight = (SHARPNESS * (matches - longest)).to(full_precision(like)).exp() * (matches > 0)
+        return cls(longest.long(), weight / weight.sum(dim=2, keepdim=True).clamp(min=1.0))
+
+
+def last_written(prev_output_tokens: Tensor, tgt_len: int) -> Tensor:
+    """`(rows, tgt_len, LONGEST_MATCH)`: each of the last tgt_len tokens and those before it, the
+    last one first; -1 where there is none.
+
+    Args:
+        prev_output_tokens: `(rows, at least tgt_len)` long, from the start on.
+    """
+    padded = F.pad(prev_output_tokens, (LONGEST_MATCH - 1, 0), value=-1)
+    return padded.unfold(1, LONGEST_MATCH, 1)[:, -tgt_len:].flip(2)
+
+
+def match_lengths(written: Tensor, tokens: Tensor, padding_idx: int) -> Tensor:
+    """How many of the tokens written last stand, in their order, right before each source token.
+
+    Args:
+        written: `(rows, tgt_len, LONGEST_MATCH)` long, see :func:`last_written`.
+        tokens: `(bsz, src_len)` long.
+
+    Returns:
+        `(rows, tgt_len, src_len)` int8, at most `LONGEST_MATCH`; 0 at pads.
+    """
+    by_sentence = group_rows(written, tokens.size(0))
+    padded = F.pad(tokens, (LONGEST_MATCH, 0), value=padding_idx).unsqueeze(1)
+    run = (tokens != padding_idx).unsqueeze(1)
+    lengths = torch.zeros((), dtype=torch.int8, device=tokens.device)
+    for back in range(LONGEST_MATCH):
+        before = padded.narrow(2, LONGEST_MATCH - 1 - back, tokens.size(1))
+        run = run & (before == by_sentence[..., back : back + 1])
+        lengths = lengths + run
+    return lengths.view(*written.shape[:2], -1)
+
+
+class SelectiveRead(nn.Module):
+    """r, what a quotation goes on with; 0 at the start, so that a model that was trained without
+    it writes what it wrote.
+
+    Args:
+        embed_dim: of the decoder's tokens.
+        encoder_embed_dim: of the encoder's.
+    """
+
+    def __init__(self, embed_dim: int, encoder_embed_dim: int):
+        super().__init__()
+        self.proj = nn.Linear(encoder_embed_dim, embed_dim, bias=False)
+        self.run_length = nn.Embedding(LONGEST_MATCH + 1, embed_dim)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.run_length.weight)
+
+    def forward(self, quotation: Quotation, states: Tensor) -> Tensor:
+        """
+        Args:
+            quotation: of `(rows, tgt_len)` target tokens; several rows to a sentence stand
+                together.
+            states: `(sentences, src_len, encoder_embed_dim)`, s, of any size at pads.
+
+        Returns:
+            `(rows, tgt_len, embed_dim)`.
+        """
+        follows = group_rows(quotation.follows, states.size(0)).to(states)
+        if quotation.follows.size(1) == 1 and states.is_cpu:  # a step must not read all states
+            used = follows.flatten(0, 1).any(dim=0).nonzero().squeeze(1)
+            follows, states = follows.index_select(2, used), states.index_select(1, used)
+        found = (follows @ states).view(*quotation.follows.shape[:2], -1)
+        found = F.layer_norm(found, found.shape[-1:])
+        length = self.run_length(quotation.longest.squeeze(2))
+        return self.proj(found.to(self.proj.weight.dtype)) + length

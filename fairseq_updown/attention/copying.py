@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import full_precision, group_rows
+from .functional import MASKED_LOGIT, full_precision, group_rows
 from .quotation import LONGEST_MATCH, Quotation
 
 # u at the start, g = 0.982: a model that was trained without copying moves at most 0.018 of its
@@ -116,9 +116,9 @@ class CopyGate(nn.Module):
             goes_on = (state @ onward[0] + context @ onward[1]).unsqueeze(2) + bias
             goes_on = goes_on.sigmoid().masked_fill(longest == 0, 0.0)
             attended = full_precision(attended)
-            agreed = (attended + AGREEMENT_FLOOR) ** full_precision(self.agreement)
-            follows = quotation.follows * agreed
-            follows = follows / follows.sum(dim=2, keepdim=True).clamp(min=LEAST_MASS)
+            agreement = full_precision(self.agreement) * (attended + AGREEMENT_FLOOR).log()
+            follows = quotation.follows.log() + agreement
+            follows = follows.masked_fill(quotation.follows == 0, MASKED_LOGIT).softmax(dim=2)
             return log_odds, torch.lerp(attended, follows, goes_on)
 
 

@@ -4,7 +4,7 @@ With l_ti the length of the longest run x_(i-l..i-1) = y_(t-l..t-1), at most `LO
 the largest l_ti, and s_i what the encoder knows of source token i before any pooling:
 
     f_ti = l_ti > 0 and e ** (SHARPNESS l_ti), normalised over i
-    r_t = W norm(sum over i of f_ti s_i) + v_(L_t)
+    r_t = W norm(sum over i of f_ti s_i) + v_(L_t), norm a layer norm without parameters
 
 f is where the next word of a quotation stands. r is added to what the decoder's first layer makes
 of its words; that layer sees them undisturbed, and the others know how the quotation goes on, and
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import full_precision, group_rows
+from .functional import group_rows
 
 # Runs are counted up to this: several places may share a name of many pieces, and the words before
 # it tell which of them is quoted.
@@ -40,17 +40,20 @@ class Quotation(NamedTuple):
     follows: Tensor
 
     @classmethod
-    def of(cls, written: Tensor, tokens: Tensor, padding_idx: int, like: Tensor) -> "Quotation":
+    def of(
+        cls, written: Tensor, tokens: Tensor, padding_idx: int, dtype: torch.dtype
+    ) -> "Quotation":
         """
         Args:
             written, tokens, padding_idx: see :func:`match_lengths`.
-            like: a tensor of the model's precision.
+            dtype: of the model.
         """
         matches = match_lengths(written, tokens, padding_idx)
         longest = matches.amax(dim=2, keepdim=True)
         # The longest run weighs 1 before the weights are normalised, so that none of them
         # underflows together.
-        weight = (SHARPNESS * (matches - longest)).to(full_precision(like)).exp() * (matches > 0)
+        difference = (matches - longest).to(torch.promote_types(dtype, torch.float32))
+        weight = (SHARPNESS * difference).exp() * (matches > 0)
         return cls(longest.long(), weight / weight.sum(dim=2, keepdim=True).clamp(min=1.0))
 
 
@@ -117,6 +120,7 @@ class SelectiveRead(nn.Module):
             used = follows.flatten(0, 1).any(dim=0).nonzero().squeeze(1)
             follows, states = follows.index_select(2, used), states.index_select(1, used)
         found = (follows @ states).view(*quotation.follows.shape[:2], -1)
-        found = F.layer_norm(found, found.shape[-1:])
+        # Where nothing is quoted there is no gradient either: a layer norm's is steep at 0.
+        found = F.layer_norm(found, found.shape[-1:]).masked_fill(quotation.longest == 0, 0.0)
         length = self.run_length(quotation.longest.squeeze(2))
-        return self.proj(found.to(self.proj.weight.dtype)) + length
+        return self.proj(found.to(length)) + length

@@ -59,7 +59,9 @@ def assert_near(quantized: Any, model: Any, source: torch.Tensor, prev: torch.Te
     assert (ours - expected).norm() < 0.35 * (expected - expected.mean(-1, keepdim=True)).norm()
 
 
-@pytest.mark.parametrize("flags", [[], ["--updown-cross-slots", "3"], ["--updown-pooling", "topk"]])
+@pytest.mark.parametrize(
+    "flags", [[], ["--updown-cross-slots", "3"], ["--updown-pooling", "topk"], ["--updown-copy"]]
+)
 def test_generating_is_the_same_twice_and_near_to_float(flags: List[str], tmp_path: Path) -> None:
     model, task = load(tmp_path, *flags)
     quantized = quantize(model)

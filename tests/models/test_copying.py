@@ -150,6 +150,14 @@ def test_quotations_equal_the_slow_oracle(name):
     torch.testing.assert_close(actual, expected, **EXACT)
 
 
+@pytest.mark.parametrize("agreement", [-300.0, -3.0, 0.0, 3.0, 300.0])
+def test_what_is_copied_sums_to_one_however_much_attention_decides(agreement):
+    model = build(updown_copy=True)
+    model.decoder.copy_gate.agreement.data.fill_(agreement)
+    copied = model(SOURCE, None, SOURCE[:, :9])[1]["copied"][0].sum(dim=2)
+    torch.testing.assert_close(copied, torch.ones_like(copied), **EXACT)
+
+
 # The mechanism in the model
 
 
@@ -212,6 +220,10 @@ def test_a_checkpoint_that_could_not_go_on_keeps_its_predictions():
     stored = old.state_dict()
     for name in ("continue_bias", "continue_weight", "agreement"):
         del stored[f"decoder.copy_gate.{name}"]
+    for name, parameter in old.decoder.selective_read.named_parameters():
+        del stored[f"decoder.selective_read.{name}"]
+        parameter.data.zero_()
+        model.decoder.selective_read.get_parameter(name).data.zero_()
     model.decoder.copy_gate.continue_weight.data.zero_()  # as an unperturbed one starts
     model.load_state_dict(stored)
     old.decoder.copy_gate.continue_weight.data.zero_()
@@ -229,7 +241,7 @@ def test_a_checkpoint_that_counted_shorter_runs_loads(caplog):
     del stored["decoder.copy_gate.agreement"]
     with caplog.at_level(logging.WARNING):
         model.load_state_dict(stored)
-    assert "before --updown-copy looked in the source for the last 16 words" in caplog.text
+    assert "counted runs of up to 3 words (now 16)" in caplog.text
     assert model.state_dict()[name].tolist() == [0.5, 1.5, *[2.5] * 14]
     caplog.clear()
     build(seed=5, updown_copy=True).load_state_dict(model.state_dict())
@@ -244,7 +256,7 @@ def test_a_checkpoint_that_did_not_read_on_keeps_its_predictions(caplog):
     stored = {k: v for k, v in old.state_dict().items() if not any(name in k for name in new)}
     with caplog.at_level(logging.WARNING):
         model.load_state_dict(stored)
-    assert "and read how they go on there. The optimizer's state does not fit" in caplog.text
+    assert "counted runs of up to 16 words (now 16). The optimizer's state does not" in caplog.text
     with torch.no_grad():
         before, after = (logits(m, SOURCE, TARGET) for m in (old, model))
     torch.testing.assert_close(after, before, **EXACT)
@@ -256,6 +268,7 @@ def test_where_nothing_matches_every_parameter_has_a_gradient():
     out = model(source, None, target)
     model.get_normalized_probs(out, True).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
     assert model.decoder.copy_gate.continue_bias.grad.abs().max() == 0
 
 
@@ -271,7 +284,8 @@ def test_a_step_without_any_layer_copies_nothing_and_has_all_gradients():
     assert len(out[1]["inner_states"]) == 1
     assert "copied" not in out[1]
     model.get_normalized_probs(out, True).sum().backward()
-    assert all(p.grad is not None for p in model.decoder.copy_gate.parameters())
+    own = (model.decoder.copy_gate, model.decoder.selective_read)
+    assert all(p.grad is not None for module in own for p in module.parameters())
 
 
 # What it goes with, and what not
@@ -404,8 +418,9 @@ def draw_quotes(words, generator, bsz=32, phrase=False):
 
 
 def train_to_quote(copy, updates=200, phrase=False):
-    """The shares of right words, of phrases but the first, and of right ends, for words of training
-    and for others; of a small model whose memory has 7 slots, or with phrases 1, for 15 tokens."""
+    """The shares of right words, of phrases but the first, and of right ends: both for words of
+    training, then both for others. Of a small model with a memory of 7 slots, or with phrases 1,
+    for 15 tokens."""
     torch.manual_seed(0)
     size = dict(encoder_embed_dim=32, encoder_ffn_embed_dim=64, encoder_layers=2, decoder_layers=2)
     heads = dict(encoder_attention_heads=4, decoder_attention_heads=4)

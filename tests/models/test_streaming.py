@@ -105,6 +105,16 @@ def test_without_slots_segments_are_on_their_own(options: Any) -> None:
     torch.testing.assert_close(last_segment(model, tokens), alone, **EXACT)
 
 
+def test_the_states_of_a_stream_stand_in_the_order_of_its_tokens() -> None:
+    model, tokens = (
+        stream(build(**{**CONFIGURATIONS["blockwise"], "updown_copy": True})),
+        source(36),
+    )
+    whole = model.encoder(tokens)["source_states"][0]
+    alone = [model.encoder(part)["source_states"][0] for part in tokens.split(12, dim=1)]
+    torch.testing.assert_close(whole, torch.cat(alone, dim=1), **EXACT)
+
+
 def test_later_segments_change_nothing_of_earlier_ones() -> None:
     model, tokens = stream(build()), source(36)
     first = [model.encoder(tokens[:, :end])["encoder_out"][0] for end in (24, 36)]

@@ -372,7 +372,7 @@ def follows(lengths: List[int]) -> List[float]:
 
 
 def read_on(read: Any, memory: Encoded, lengths: List[int]) -> Tensor:
-    """r of the same, `(embed_dim,)`."""
+    """r of the same, for one target token: `(embed_dim,)`."""
     assert memory.token_states is not None
     found = sum(f * state for f, state in zip(follows(lengths), memory.token_states))
     normed = torch.nn.functional.layer_norm(found, found.shape)

@@ -128,7 +128,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         if self.selective_read is not None and encoder_out is not None:
             written = last_written(prev_output_tokens, x.size(1))
             source = source_words(encoder_out).tokens()
-            quotation = Quotation.of(written, source, self.padding_idx, like=x)
+            quotation = Quotation.of(written, source, self.padding_idx, x.dtype)
             continuation = self.selective_read(quotation, encoder_out["source_states"][0])
         decoding = self.begin_step(incremental_state, x, encoder_out)
         memory: Optional[Memory] = None
@@ -219,6 +219,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
 
         Args:
             x: `(rows, tgt_len, embed_dim)`, the decoder's state.
+            quotation: of the words written last; None where there is no source.
 
         Returns:
             x, and `copied_from`, `copied`, `copied_words` and `copy_log_odds`, if any.

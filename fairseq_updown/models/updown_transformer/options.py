@@ -54,8 +54,8 @@ UPDOWN_OPTIONS: Dict[str, Tuple[Any, Any, str]] = {
     "updown_copy": (
         bool,
         False,
-        "let the decoder copy words of the source, through all poolings, and go on with what it "
-        "quotes; needs a dictionary that both sides share",
+        "let the decoder copy words of the source, through all poolings, go on with what it "
+        "quotes, and read what comes next there; needs a dictionary that both sides share",
     ),
     "updown_autocast": (
         ChoiceEnum(list(AUTOCAST)),

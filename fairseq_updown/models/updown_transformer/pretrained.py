@@ -67,8 +67,10 @@ def adapt_stored(state_dict: Dict[str, Tensor], model: Any) -> Dict[str, Tensor]
 
 
 def fit_quotations(state_dict: Dict[str, Tensor]) -> None:
-    """Fits, in place, what a checkpoint with copying knows of quotations, so that it writes what it
-    wrote; what it learned of the longest run that it counted holds for longer ones.
+    """Fits, in place, what a checkpoint with copying knows of quotations.
+
+    What it learned of the longest run that it counted holds for longer ones; where it counted none,
+    or today's, it writes what it wrote.
     """
     counted = len(state_dict.get(_CONTINUE, ()))
     stored = state_dict[_CONTINUE] if counted else torch.full((1,), CONTINUE_OFF)
@@ -77,9 +79,10 @@ def fit_quotations(state_dict: Dict[str, Tensor]) -> None:
     if _AGREEMENT not in state_dict:
         state_dict[_AGREEMENT] = stored.new_zeros(1)
         logger.warning(
-            "the checkpoint was trained before --updown-copy looked in the source for the last %d "
-            "words written and read how they go on there. The optimizer's state does not fit: to "
+            "the checkpoint was trained before --updown-copy read what a quotation goes on with, "
+            "and counted runs of up to %d words (now %d). The optimizer's state does not fit: to "
             "train on, give --finetune-from-model, or --reset-optimizer",
+            counted,
             LONGEST_MATCH,
         )
 

@@ -5,7 +5,8 @@ that its blocks see, in the layers that compress, the slots that earlier segment
 those of each other. What they left is pooled, by the slots' scores, to as many slots as one segment
 leaves; and the memories of all segments stand one after the other, each pooled once more, by its
 scores, to its part of `memory_size`. So the time is linear in the length, and what is held beside
-the tokens and the place that each went to does not grow with it.
+the tokens and the place that each went to does not grow with it; with `--updown-copy` a state of
+each token does.
 """
 
 import itertools

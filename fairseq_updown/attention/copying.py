@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import MASKED_LOGIT, full_precision, group_rows
+from .functional import full_precision, group_rows
 from .quotation import LONGEST_MATCH, Quotation
 
 # u at the start, g = 0.982: a model that was trained without copying moves at most 0.018 of its
@@ -117,8 +117,7 @@ class CopyGate(nn.Module):
             goes_on = goes_on.sigmoid().masked_fill(longest == 0, 0.0)
             attended = full_precision(attended)
             agreement = full_precision(self.agreement) * (attended + AGREEMENT_FLOOR).log()
-            follows = quotation.follows.log() + agreement
-            follows = follows.masked_fill(quotation.follows == 0, MASKED_LOGIT).softmax(dim=2)
+            follows = (quotation.logits + agreement).softmax(dim=2)
             return log_odds, torch.lerp(attended, follows, goes_on)
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import group_rows
+from .functional import MASKED_LOGIT, group_rows
 
 # Runs are counted up to this: several places may share a name of many pieces, and the words before
 # it tell which of them is quoted.
@@ -33,11 +33,11 @@ class Quotation(NamedTuple):
 
     Attributes:
         longest: `(rows, tgt_len, 1)` long, L; 0 where nothing is quoted.
-        follows: `(rows, tgt_len, src_len)`, f, at least float32; 0 where nothing is quoted.
+        logits: `(rows, tgt_len, src_len)`, of f, at least float32; `MASKED_LOGIT` where l is 0.
     """
 
     longest: Tensor
-    follows: Tensor
+    logits: Tensor
 
     @classmethod
     def of(
@@ -49,12 +49,9 @@ class Quotation(NamedTuple):
             dtype: of the model.
         """
         matches = match_lengths(written, tokens, padding_idx)
-        longest = matches.amax(dim=2, keepdim=True)
-        # The longest run weighs 1 before the weights are normalised, so that none of them
-        # underflows together.
-        difference = (matches - longest).to(torch.promote_types(dtype, torch.float32))
-        weight = (SHARPNESS * difference).exp() * (matches > 0)
-        return cls(longest.long(), weight / weight.sum(dim=2, keepdim=True).clamp(min=1.0))
+        longest = matches.amax(dim=2, keepdim=True).long()
+        logits = SHARPNESS * matches.to(torch.promote_types(dtype, torch.float32))
+        return cls(longest, logits.masked_fill(matches == 0, MASKED_LOGIT))
 
 
 def last_written(prev_output_tokens: Tensor, tgt_len: int) -> Tensor:
@@ -115,11 +112,12 @@ class SelectiveRead(nn.Module):
         Returns:
             `(rows, tgt_len, embed_dim)`.
         """
-        follows = group_rows(quotation.follows, states.size(0)).to(states)
-        if quotation.follows.size(1) == 1 and states.is_cpu:  # a step must not read all states
-            used = follows.flatten(0, 1).any(dim=0).nonzero().squeeze(1)
-            follows, states = follows.index_select(2, used), states.index_select(1, used)
-        found = (follows @ states).view(*quotation.follows.shape[:2], -1)
+        rows, tgt_len, _ = quotation.logits.shape
+        logits = group_rows(quotation.logits, states.size(0))
+        if tgt_len == 1 and states.is_cpu:  # a step must not read all states
+            used = (logits > MASKED_LOGIT).flatten(0, 1).any(dim=0).nonzero().squeeze(1)
+            logits, states = logits.index_select(2, used), states.index_select(1, used)
+        found = (logits.softmax(dim=2).to(states) @ states).view(rows, tgt_len, -1)
         # Where nothing is quoted there is no gradient either: a layer norm's is steep at 0.
         found = F.layer_norm(found, found.shape[-1:]).masked_fill(quotation.longest == 0, 0.0)
         length = self.run_length(quotation.longest.squeeze(2))

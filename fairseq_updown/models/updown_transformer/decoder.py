@@ -123,13 +123,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
                 "it (no --full-context-alignment)"
             )
         x = self.embed(prev_output_tokens, incremental_state)
-        quotation: Optional[Quotation] = None
-        continuation: Optional[Tensor] = None
-        if self.selective_read is not None and encoder_out is not None:
-            written = last_written(prev_output_tokens, x.size(1))
-            source = source_words(encoder_out).tokens()
-            quotation = Quotation.of(written, source, self.padding_idx, x.dtype)
-            continuation = self.selective_read(quotation, encoder_out["source_states"][0])
+        quotation, continuation = self.read_on(x, prev_output_tokens, encoder_out)
         decoding = self.begin_step(incremental_state, x, encoder_out)
         memory: Optional[Memory] = None
         if encoder_out is not None and (decoding is None or decoding.layers[0].memory is None):
@@ -206,6 +200,23 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             if index == asked:
                 aligned = read
         return x, inner_states, tuple(caches), aligned, read
+
+    def read_on(
+        self, x: Tensor, prev_output_tokens: Tensor, encoder_out: Optional[EncoderOut]
+    ) -> Tuple[Optional[Quotation], Optional[Tensor]]:
+        """Where the words written last stand in the source, and what they go on with there; None
+        where nothing is copied, or there is no source.
+
+        Args:
+            x: `(rows, tgt_len, embed_dim)`, the embedded tokens.
+            prev_output_tokens: `(rows, at least tgt_len)` long, from the start on.
+        """
+        if self.selective_read is None or encoder_out is None:
+            return None, None
+        written = last_written(prev_output_tokens, x.size(1))
+        source = source_words(encoder_out).tokens()
+        quotation = Quotation.of(written, source, self.padding_idx, x.dtype)
+        return quotation, self.selective_read(quotation, encoder_out["source_states"][0])
 
     def copy(
         self,

@@ -93,10 +93,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             - `memory_counts`, `memory_scores` `[(bsz, memory_len)]`: see :class:`TokenMass`; empty
               lists if nothing was pooled;
             - `source_slot`, `source_weight` `[(bsz, src_len)]`: see :class:`SourceTrace`;
-            - `source_words` `[(bsz, num_words)]`, `source_index` `[(bsz, src_len)]`: see
-              :class:`SourceWords`; empty lists without `--updown-copy`;
-            - `source_states` `[(bsz, src_len, embed_dim)]`: what the layers before any pooling make
-              of each source token, at pads any; an empty list without `--updown-copy`;
+            - `source_words`, `source_index`, `source_states`: see :meth:`to_copy`;
             - `row_sentence` `[(rows,)]` long: the sentence of each row, see :func:`regroup_rows`.
 
         Raises:
@@ -116,10 +113,6 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         x, lengths, mass, places, token_states, embedding, states = encoded
         pads = [mask for mask in [lengths.padding_mask(x.size(1))] if mask is not None]
         no_pads = [] if pads else [torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)]
-        words = SourceWords.of(src_tokens) if self.copies else None
-        if self.copies and not source_lengths.all_are(src_tokens.size(1)):
-            columns = trace.slot.unsqueeze(-1).expand(-1, -1, token_states.size(-1))
-            token_states = token_states.gather(1, columns)
         return {
             "encoder_out": [x.transpose(0, 1)],  # T x B x C
             "encoder_padding_mask": pads or no_pads,  # B x T
@@ -133,10 +126,35 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             "memory_scores": [mass.scores] if mass is not None else [],
             "source_slot": [places.slot],
             "source_weight": [places.weight],
-            "source_states": [token_states] if self.copies else [],
-            "source_words": [words.words] if words is not None else [],
-            "source_index": [words.index] if words is not None else [],
+            **self.to_copy(src_tokens, source_lengths, trace, token_states),
             "row_sentence": [torch.arange(x.size(0), device=x.device)],
+        }
+
+    def to_copy(
+        self, src_tokens: Tensor, lengths: RowLengths, trace: SourceTrace, token_states: Tensor
+    ) -> EncoderOut:
+        """What the decoder copies from; empty lists without `--updown-copy`.
+
+        Args:
+            src_tokens: `(bsz, src_len)` long, padded on either side.
+            lengths, trace: of its real tokens, and where they were brought to.
+            token_states: `(bsz, longest, embed_dim)`, what the layers before any pooling make of
+                them.
+
+        Returns:
+            `source_words` `[(bsz, num_words)]`, `source_index` `[(bsz, src_len)]`, see
+            :class:`SourceWords`, and `source_states` `[(bsz, src_len, embed_dim)]`, at pads any.
+        """
+        if not self.copies:
+            return {"source_words": [], "source_index": [], "source_states": []}
+        words = SourceWords.of(src_tokens)
+        if not lengths.all_are(src_tokens.size(1)):
+            columns = trace.slot.unsqueeze(-1).expand(-1, -1, token_states.size(-1))
+            token_states = token_states.gather(1, columns)
+        return {
+            "source_words": [words.words],
+            "source_index": [words.index],
+            "source_states": [token_states],
         }
 
     def encode_segment(

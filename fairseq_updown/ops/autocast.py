@@ -1,6 +1,7 @@
 """The forward pass in mixed precision: matrix products in bfloat16, all else in float32."""
 
 import logging
+import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -13,6 +14,10 @@ logger = logging.getLogger(__name__)
 
 OFF, BFLOAT16, ALWAYS = AUTOCAST = ("off", "bfloat16", "bfloat16-always")
 
+# Products in bfloat16 are oneDNN's on a CPU. It keeps what it compiled for the last 1,024 shapes,
+# about a megabyte each; documents of different lengths rarely ask for an old one again.
+_KEPT_COMPILED = "128"
+
 
 def mixed_precision(choice: str, device: torch.device) -> AbstractContextManager:
     """`torch.autocast` to bfloat16 as `--updown-autocast` says, or a context that does nothing.
@@ -21,9 +26,17 @@ def mixed_precision(choice: str, device: torch.device) -> AbstractContextManager
         choice: "off"; "bfloat16", where the device multiplies faster in it; "bfloat16-always".
         device: where the model is.
     """
+    if choice != OFF and device.type == "cpu":
+        _bound_compiled_products()
     if choice == OFF or (choice == BFLOAT16 and not _is_fast_or_told(device.type)):
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@cache
+def _bound_compiled_products() -> None:
+    """Before the first one, for the process; what the user has set stays."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KEPT_COMPILED)
 
 
 @cache

@@ -1,6 +1,9 @@
 """`--updown-autocast`: products in bfloat16, everything that decides or adds up in float32."""
 
 import logging
+import os
+import subprocess
+import sys
 from argparse import Namespace
 
 import pytest
@@ -109,3 +112,23 @@ def test_says_once_whether_bfloat16_pays_and_follows(monkeypatch, caplog, gain, 
 
 def test_the_gain_is_measured_in_some_milliseconds():
     assert 0.01 < autocast._gain_of_bfloat16(torch.device("cpu")) < 100
+
+
+@pytest.mark.parametrize(
+    ("choice", "users", "found"),
+    [("off", None, None), ("bfloat16-always", None, "128"), ("bfloat16-always", "7", "7")],
+)
+def test_few_compiled_products_are_kept_unless_the_user_says_how_many(choice, users, found):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    program = f"""
+import os, torch
+from fairseq_updown.ops.autocast import mixed_precision
+with mixed_precision({choice!r}, torch.device("cpu")):
+    print(os.environ.get({name!r}))
+"""
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    if users:
+        environment[name] = users
+    run = [sys.executable, "-c", program]
+    printed = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == str(found)

@@ -12,7 +12,7 @@ whether it does: a heading ends where the encoder saw that it ends. (CopyNet's s
 1603.06393, section 3.3, asks for one written word, and reads its state, not the next one's.)
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -33,25 +33,25 @@ class Quotation(NamedTuple):
 
     Attributes:
         longest: `(rows, tgt_len, 1)` long, L; 0 where nothing is quoted.
-        logits: `(rows, tgt_len, src_len)`, of f, at least float32; `MASKED_LOGIT` where l is 0.
+        places: `(num_places,)` long, rising, at least one: the source tokens, of every sentence,
+            elsewhere than which f is 0.
+        logits: `(rows, tgt_len, num_places)`, of f, at least float32; `MASKED_LOGIT` where l is 0.
     """
 
     longest: Tensor
+    places: Tensor
     logits: Tensor
 
     @classmethod
-    def of(
-        cls, written: Tensor, tokens: Tensor, padding_idx: int, dtype: torch.dtype
-    ) -> "Quotation":
+    def of(cls, places: Tensor, lengths: Tensor, dtype: torch.dtype) -> "Quotation":
         """
         Args:
-            written, tokens, padding_idx: see :func:`match_lengths`.
+            places, lengths: see :func:`match_lengths`.
             dtype: of the model.
         """
-        matches = match_lengths(written, tokens, padding_idx)
-        longest = matches.amax(dim=2, keepdim=True).long()
-        logits = SHARPNESS * matches.to(torch.promote_types(dtype, torch.float32))
-        return cls(longest, logits.masked_fill(matches == 0, MASKED_LOGIT))
+        longest = lengths.amax(dim=2, keepdim=True).long()
+        logits = SHARPNESS * lengths.to(torch.promote_types(dtype, torch.float32))
+        return cls(longest, places, logits.masked_fill(lengths == 0, MASKED_LOGIT))
 
 
 def last_written(prev_output_tokens: Tensor, tgt_len: int) -> Tensor:
@@ -65,15 +65,17 @@ def last_written(prev_output_tokens: Tensor, tgt_len: int) -> Tensor:
     return padded.unfold(1, LONGEST_MATCH, 1)[:, -tgt_len:].flip(2)
 
 
-def match_lengths(written: Tensor, tokens: Tensor, padding_idx: int) -> Tensor:
-    """How many of the tokens written last stand, in their order, right before each source token.
+def match_lengths(written: Tensor, tokens: Tensor, padding_idx: int) -> Tuple[Tensor, Tensor]:
+    """How many of the tokens written last stand, in their order, right before each source token;
+    `ops/match_lengths.py` has a form that looks at few of them.
 
     Args:
         written: `(rows, tgt_len, LONGEST_MATCH)` long, see :func:`last_written`.
         tokens: `(bsz, src_len)` long.
 
     Returns:
-        `(rows, tgt_len, src_len)` int8, at most `LONGEST_MATCH`; 0 at pads.
+        `(num_places,)` long, the source tokens, here all; `(rows, tgt_len, num_places)` int8, the
+        lengths there, at most `LONGEST_MATCH`; 0 at pads.
     """
     by_sentence = group_rows(written, tokens.size(0))
     padded = F.pad(tokens, (LONGEST_MATCH, 0), value=padding_idx).unsqueeze(1)
@@ -83,7 +85,8 @@ def match_lengths(written: Tensor, tokens: Tensor, padding_idx: int) -> Tensor:
         before = padded.narrow(2, LONGEST_MATCH - 1 - back, tokens.size(1))
         run = run & (before == by_sentence[..., back : back + 1])
         lengths = lengths + run
-    return lengths.view(*written.shape[:2], -1)
+    places = torch.arange(tokens.size(1), device=tokens.device)
+    return places, lengths.view(*written.shape[:2], -1)
 
 
 class SelectiveRead(nn.Module):
@@ -113,11 +116,9 @@ class SelectiveRead(nn.Module):
             `(rows, tgt_len, embed_dim)`.
         """
         rows, tgt_len, _ = quotation.logits.shape
-        logits = group_rows(quotation.logits, states.size(0))
-        if tgt_len == 1 and states.is_cpu:  # a step must not read all states
-            used = (logits > MASKED_LOGIT).flatten(0, 1).any(dim=0).nonzero().squeeze(1)
-            logits, states = logits.index_select(2, used), states.index_select(1, used)
-        found = (logits.softmax(dim=2).to(states) @ states).view(rows, tgt_len, -1)
+        states = states.index_select(1, quotation.places)
+        share = group_rows(quotation.logits, states.size(0)).softmax(dim=2)
+        found = (share.to(states) @ states).view(rows, tgt_len, -1)
         # Where nothing is quoted there is no gradient either: a layer norm's is steep at 0.
         found = F.layer_norm(found, found.shape[-1:]).masked_fill(quotation.longest == 0, 0.0)
         length = self.run_length(quotation.longest.squeeze(2))

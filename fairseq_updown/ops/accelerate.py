@@ -7,6 +7,7 @@ from .block_attention import attend_beside_slots
 from .dropout import QuickDropout
 from .feed_forward import use_relu_in_place
 from .log_mixture import log_mixture_once
+from .match_lengths import match_lengths_at_few
 from .packed_linear import use_packed_weights
 
 
@@ -29,5 +30,6 @@ def accelerate(model: Any) -> Any:
         if hasattr(module, "feed_forward"):
             use_relu_in_place(module)
     model.decoder.log_mixture = log_mixture_once
+    model.decoder.match_lengths = match_lengths_at_few
     use_packed_weights(model.decoder)
     return model

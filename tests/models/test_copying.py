@@ -32,6 +32,7 @@ from fairseq_updown.attention.quotation import (
 from fairseq_updown.mixers import MIXERS
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel
 from fairseq_updown.ops.log_mixture import log_mixture_once
+from fairseq_updown.ops.match_lengths import match_lengths_at_few
 
 EOS = 2
 SOURCE = pad_rows(draw_rows([23, 7, 16], seed=2), left=True)
@@ -103,6 +104,16 @@ def test_words_of_a_source_are_told_apart():
 # Going on with a quotation
 
 
+def all_lengths(written, tokens):
+    """`(rows, tgt_len, src_len)`, by both forms, which agree."""
+    every, expected = match_lengths(written, tokens, PAD)
+    assert every.tolist() == list(range(tokens.size(1)))
+    places, lengths = match_lengths_at_few(written, tokens, PAD)
+    assert len(places) == max(1, int((expected > 0).flatten(0, 1).any(dim=0).sum()))
+    assert torch.zeros_like(expected).index_copy(2, places, lengths).equal(expected)
+    return expected
+
+
 @given(st.data())
 def test_runs_of_written_words_are_found(data):
     words = st.integers(4, 5)  # so few that runs come again
@@ -112,8 +123,7 @@ def test_runs_of_written_words_are_found(data):
     row = st.lists(words, min_size=tgt_len - 1, max_size=tgt_len - 1)
     targets = [[EOS, *data.draw(row)] for _ in range(beams * len(sources))]
     last = data.draw(st.integers(1, tgt_len))
-    actual = match_lengths(last_written(torch.tensor(targets), last), tokens, PAD)
-    assert actual.shape == (len(targets), last, tokens.size(1))
+    actual = all_lengths(last_written(torch.tensor(targets), last), tokens)
     for index, target in enumerate(targets):
         for t in range(last):
             written = target[: tgt_len - last + t + 1]
@@ -126,7 +136,7 @@ def test_runs_of_written_words_are_found(data):
 def test_runs_are_counted_up_to_sixteen():
     source = torch.arange(4, 34).unsqueeze(0)
     target = torch.cat([torch.tensor([EOS]), source[0, 5:25]]).unsqueeze(0)
-    lengths = match_lengths(last_written(target, target.size(1)), source, PAD)[0]
+    lengths = all_lengths(last_written(target, target.size(1)), source)[0]
     assert lengths.amax(dim=1).tolist() == [0, *range(1, 16), *[16] * 5]
     assert lengths.argmax(dim=1)[1:].tolist() == list(range(6, 26))
 

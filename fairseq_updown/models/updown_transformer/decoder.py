@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...attention.copying import CopyGate, SourceWords, copied_mass, log_mixture, spread
 from ...attention.cross import CrossRead, Memory
 from ...attention.functional import full_precision, keep_in_graph
-from ...attention.quotation import Quotation, SelectiveRead, last_written
+from ...attention.quotation import Quotation, SelectiveRead, last_written, match_lengths
 from ...attention.slots import PooledBlocks
 from ...decoding.cache import DecodingState, LayerCache
 from ...ops.autocast import OFF, mixed_precision
@@ -36,6 +36,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             self.copy_gate = CopyGate(cfg.decoder.embed_dim)
             self.selective_read = SelectiveRead(cfg.decoder.embed_dim, cfg.encoder.embed_dim)
         self.log_mixture = log_mixture
+        self.match_lengths = match_lengths
 
     def forward(
         self,
@@ -215,7 +216,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             return None, None
         written = last_written(prev_output_tokens, x.size(1))
         source = source_words(encoder_out).tokens()
-        quotation = Quotation.of(written, source, self.padding_idx, x.dtype)
+        places, lengths = self.match_lengths(written, source, self.padding_idx)
+        quotation = Quotation.of(places, lengths, x.dtype)
         return quotation, self.selective_read(quotation, encoder_out["source_states"][0])
 
     def copy(

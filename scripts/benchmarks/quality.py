@@ -107,6 +107,7 @@ SYSTEMS = {
     "transformer 1024": ("transformer", "--max-source-positions 1024"),
     "updown copy": (UPDOWN, "--updown-copy"),
     "blockwise copy": (UPDOWN, "--updown-slots 0 --updown-pool-layers '' --updown-copy"),
+    "pyramidion copy": (UPDOWN, "--updown-slots 0 --updown-copy"),
     "longt5": (UPDOWN, "--updown-mixer longt5 --updown-pool-layers ''"),
     "luna": (UPDOWN, "--updown-mixer luna --updown-pool-layers ''"),
 }

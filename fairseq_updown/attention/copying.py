@@ -116,9 +116,11 @@ class CopyGate(nn.Module):
             goes_on = (state @ onward[0] + context @ onward[1]).unsqueeze(2) + bias
             goes_on = goes_on.sigmoid().masked_fill(longest == 0, 0.0)
             attended = full_precision(attended)
-            there = attended.index_select(2, quotation.places)
+            there = quotation.select(attended, 2)
             agreement = full_precision(self.agreement) * (there + AGREEMENT_FLOOR).log()
             follows = (quotation.logits + agreement).softmax(dim=2)
+            if quotation.places is None:
+                return log_odds, torch.lerp(attended, follows, goes_on)
             copied = (1 - goes_on) * attended
             return log_odds, copied.index_add(2, quotation.places, goes_on * follows)
 

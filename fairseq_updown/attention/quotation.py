@@ -12,7 +12,7 @@ whether it does: a heading ends where the encoder saw that it ends. (CopyNet's s
 1603.06393, section 3.3, asks for one written word, and reads its state, not the next one's.)
 """
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -33,17 +33,17 @@ class Quotation(NamedTuple):
 
     Attributes:
         longest: `(rows, tgt_len, 1)` long, L; 0 where nothing is quoted.
-        places: `(num_places,)` long, rising, at least one: the source tokens, of every sentence,
-            elsewhere than which f is 0.
+        places: `(num_places,)` long, rising: the columns of the source of which the logits are; f
+            is 0 at all others. None: all `src_len`.
         logits: `(rows, tgt_len, num_places)`, of f, at least float32; `MASKED_LOGIT` where l is 0.
     """
 
     longest: Tensor
-    places: Tensor
+    places: Optional[Tensor]
     logits: Tensor
 
     @classmethod
-    def of(cls, places: Tensor, lengths: Tensor, dtype: torch.dtype) -> "Quotation":
+    def of(cls, places: Optional[Tensor], lengths: Tensor, dtype: torch.dtype) -> "Quotation":
         """
         Args:
             places, lengths: see :func:`match_lengths`.
@@ -52,6 +52,10 @@ class Quotation(NamedTuple):
         longest = lengths.amax(dim=2, keepdim=True).long()
         logits = SHARPNESS * lengths.to(torch.promote_types(dtype, torch.float32))
         return cls(longest, places, logits.masked_fill(lengths == 0, MASKED_LOGIT))
+
+    def select(self, x: Tensor, dim: int) -> Tensor:
+        """x at the places, where `dim` is that of the source's columns."""
+        return x if self.places is None else x.index_select(dim, self.places)
 
 
 def last_written(prev_output_tokens: Tensor, tgt_len: int) -> Tensor:
@@ -65,7 +69,9 @@ def last_written(prev_output_tokens: Tensor, tgt_len: int) -> Tensor:
     return padded.unfold(1, LONGEST_MATCH, 1)[:, -tgt_len:].flip(2)
 
 
-def match_lengths(written: Tensor, tokens: Tensor, padding_idx: int) -> Tuple[Tensor, Tensor]:
+def match_lengths(
+    written: Tensor, tokens: Tensor, padding_idx: int
+) -> Tuple[Optional[Tensor], Tensor]:
     """How many of the tokens written last stand, in their order, right before each source token;
     `ops/match_lengths.py` has a form that looks at few of them.
 
@@ -74,7 +80,7 @@ def match_lengths(written: Tensor, tokens: Tensor, padding_idx: int) -> Tuple[Te
         tokens: `(bsz, src_len)` long.
 
     Returns:
-        `(num_places,)` long, the source tokens, here all; `(rows, tgt_len, num_places)` int8, the
+        The places, see :class:`Quotation`, here None; `(rows, tgt_len, num_places)` int8, the
         lengths there, at most `LONGEST_MATCH`; 0 at pads.
     """
     by_sentence = group_rows(written, tokens.size(0))
@@ -85,8 +91,7 @@ def match_lengths(written: Tensor, tokens: Tensor, padding_idx: int) -> Tuple[Te
         before = padded.narrow(2, LONGEST_MATCH - 1 - back, tokens.size(1))
         run = run & (before == by_sentence[..., back : back + 1])
         lengths = lengths + run
-    places = torch.arange(tokens.size(1), device=tokens.device)
-    return places, lengths.view(*written.shape[:2], -1)
+    return None, lengths.view(*written.shape[:2], -1)
 
 
 class SelectiveRead(nn.Module):
@@ -116,7 +121,7 @@ class SelectiveRead(nn.Module):
             `(rows, tgt_len, embed_dim)`.
         """
         rows, tgt_len, _ = quotation.logits.shape
-        states = states.index_select(1, quotation.places)
+        states = quotation.select(states, 1)
         share = group_rows(quotation.logits, states.size(0)).softmax(dim=2)
         found = (share.to(states) @ states).view(rows, tgt_len, -1)
         # Where nothing is quoted there is no gradient either: a layer norm's is steep at 0.

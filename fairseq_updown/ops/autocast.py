@@ -35,8 +35,9 @@ def mixed_precision(choice: str, device: torch.device) -> AbstractContextManager
 
 @cache
 def _bound_compiled_products() -> None:
-    """Before the first one, for the process; what the user has set stays."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KEPT_COMPILED)
+    """For the process, if nothing was multiplied in bfloat16 yet; what the user has set stays."""
+    if not any(f"{prefix}_PRIMITIVE_CACHE_CAPACITY" in os.environ for prefix in ("ONEDNN", "DNNL")):
+        os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = _KEPT_COMPILED
 
 
 @cache

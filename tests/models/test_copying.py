@@ -4,6 +4,7 @@ import logging
 import re
 from argparse import Namespace
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import reference
@@ -31,6 +32,7 @@ from fairseq_updown.attention.quotation import (
 )
 from fairseq_updown.mixers import MIXERS
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel
+from fairseq_updown.ops import match_lengths as few
 from fairseq_updown.ops.log_mixture import log_mixture_once
 from fairseq_updown.ops.match_lengths import match_lengths_at_few
 
@@ -107,9 +109,12 @@ def test_words_of_a_source_are_told_apart():
 def all_lengths(written, tokens):
     """`(rows, tgt_len, src_len)`, by both forms, which agree."""
     every, expected = match_lengths(written, tokens, PAD)
-    assert every.tolist() == list(range(tokens.size(1)))
-    places, lengths = match_lengths_at_few(written, tokens, PAD)
-    assert len(places) == max(1, int((expected > 0).flatten(0, 1).any(dim=0).sum()))
+    assert every is None
+    assert expected.shape == (*written.shape[:2], tokens.size(1))
+    with patch.object(few, "FEW_MATCHES", 1.0):
+        places, lengths = match_lengths_at_few(written, tokens, PAD)
+    found = (expected > 0).flatten(0, 1).any(dim=0).nonzero().squeeze(1)
+    assert places.equal(found if len(found) else torch.tensor([0]))
     assert torch.zeros_like(expected).index_copy(2, places, lengths).equal(expected)
     return expected
 
@@ -124,6 +129,7 @@ def test_runs_of_written_words_are_found(data):
     targets = [[EOS, *data.draw(row)] for _ in range(beams * len(sources))]
     last = data.draw(st.integers(1, tgt_len))
     actual = all_lengths(last_written(torch.tensor(targets), last), tokens)
+    assert actual.shape == (len(targets), last, tokens.size(1))
     for index, target in enumerate(targets):
         for t in range(last):
             written = target[: tgt_len - last + t + 1]
@@ -131,6 +137,16 @@ def test_runs_of_written_words_are_found(data):
             expected = reference.runs(source, written)
             real = [n if token != PAD else 0 for n, token in zip(expected, source)]
             assert actual[index, t].tolist() == real
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_many_runs_and_other_devices_have_the_plain_form(device):
+    tokens = torch.full((2, 40), 4, device=device)  # "meta" cannot wait for how many there are
+    written = last_written(tokens[:, :20], 20)
+    assert len(written) * 20 * 40 > few.ALWAYS_FEW
+    places, lengths = match_lengths_at_few(written, tokens, PAD)
+    assert places is None
+    assert lengths.shape == (2, 20, 40)
 
 
 def test_runs_are_counted_up_to_sixteen():
@@ -141,7 +157,7 @@ def test_runs_are_counted_up_to_sixteen():
     assert lengths.argmax(dim=1)[1:].tolist() == list(range(6, 26))
 
 
-@pytest.mark.parametrize("name", ["copy", "copy topk, cross slots"])
+@pytest.mark.parametrize("name", ["copy", "copy, plain operators", "copy topk, cross slots"])
 def test_quotations_equal_the_slow_oracle(name):
     model, options = build(**CONFIGURATIONS[name]), CONFIGURATIONS[name]
     source = draw_rows([23], seed=5)[0]

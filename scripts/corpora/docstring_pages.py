@@ -20,7 +20,7 @@ from fairseq_updown.data.document_corpus import Pair
 from fairseq_updown.scoring.headings import SEPARATOR, join_headings
 
 PAGE_WORDS = 2000
-PAGE_SECTIONS = 7  # a page ends before it has more of one or the other
+PAGE_SECTIONS = 6  # a page ends before it has more of one or the other
 INTRODUCTION_WORDS = 300  # of the module's docstring
 MIN_SECTIONS = 3
 HEADING_WORDS = 30

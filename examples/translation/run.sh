@@ -16,6 +16,8 @@ and score it with sacrebleu. Every finished step is skipped and training resumes
   --work DIR        everything is written here (WORK, default: ./translation-PAIR)
   --data DIR        share corpus and data-bin with other runs (DATA, default: the work directory)
   --updates N       train until this many updates (UPDATES, default: 4000; 30000 with --gpu)
+  --minutes N       train for so long instead (MINUTES)
+  --stock           train fairseq's transformer of the same size, to compare with (STOCK=1)
   --vocab-size N    sentencepiece vocabulary (VOCAB_SIZE, default: 8000)
   --seed N          split and training seed (SEED, default: 1)
   --gpu             the full updown_transformer_iwslt_de_en in fp16 with large batches (GPU=1)
@@ -31,14 +33,19 @@ reverse=${REVERSE:-0}
 work=${WORK:-}
 data=${DATA:-}
 updates=${UPDATES:-}
+minutes=${MINUTES:-}
+stock=${STOCK:-0}
 vocab_size=${VOCAB_SIZE:-8000}
 seed=${SEED:-1}
 gpu=${GPU:-0}
 
-parse_options "--lang --from-text --work --data --updates --vocab-size --seed" "--reverse --gpu" "$@"
+parse_options "--lang --from-text --work --data --updates --minutes --vocab-size --seed" \
+    "--reverse --stock --gpu" "$@"
 
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed takes a number, not '$seed'"
 [[ -z $updates || $updates =~ ^[1-9][0-9]*$ ]] || die "--updates takes a number, not '$updates'"
+[[ -z $minutes || $minutes =~ ^[1-9][0-9]*$ ]] || die "--minutes takes a number, not '$minutes'"
+[[ -z $updates || -z $minutes ]] || die "--updates and --minutes: give one of them"
 
 need_tools sacrebleu
 
@@ -53,6 +60,18 @@ if [[ $reverse == 1 ]]; then
     swap=$source_lang source_lang=$target_lang target_lang=$swap
 fi
 
+# without_updown WORD...: the words but for --updown-... options with their values, and --arch.
+without_updown() {
+    while (($#)); do
+        if [[ $1 == --updown-* || $1 == --arch ]]; then
+            shift 2
+        else
+            printf '%s\n' "$1"
+            shift
+        fi
+    done
+}
+
 # training.txt, small.txt and generation.txt are the options that do not depend on the data;
 # scripts/benchmarks/mixers.py reads them too.
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -64,6 +83,11 @@ else
     updates=${updates:-4000}
 fi
 mapfile -t training < <(words "$here/training.txt")
+if [[ $stock == 1 ]]; then
+    mapfile -t size < <(without_updown "${size[@]}")
+    mapfile -t training < <(without_updown "${training[@]}")
+    training+=(--arch transformer_iwslt_de_en)
+fi
 
 work=${work:-translation-$source_lang-$target_lang}
 data=${data:-$work}
@@ -72,8 +96,10 @@ binary=$data/data-bin
 checkpoints=$work/checkpoints
 mkdir -p "$data"
 
-# Only the number of updates may grow.
-claim_work "$work" "pair $source_lang-$target_lang" "${origin[*]}" "vocab $vocab_size" \
+# Only the number of updates, or of minutes, may grow.
+model=
+[[ $stock == 0 ]] || model=", stock"
+claim_work "$work" "pair $source_lang-$target_lang$model" "${origin[*]}" "vocab $vocab_size" \
     "seed $seed" "gpu $gpu" "data $data" "extra ${rest[*]}"
 
 step "corpus: $corpus"
@@ -82,18 +108,25 @@ python "$root/scripts/corpora/debian_translation.py" --out "$corpus" "${origin[@
 
 preprocess "$corpus" "$binary" "$source_lang" "$target_lang"
 
-trained=0
-[[ ! -e $checkpoints/updates ]] || trained=$(<"$checkpoints/updates")
-if ((trained >= updates)); then
-    step "fairseq-train: $trained updates are done"
+if [[ $minutes ]]; then
+    unit=minutes budget=$minutes
+    limit=(--stop-time-hours "$(awk "BEGIN { print $minutes / 60 }")")
 else
-    step "fairseq-train: up to $updates updates in $checkpoints"
+    unit=updates budget=$updates
+    limit=(--max-update "$updates")
+fi
+trained=0
+[[ ! -e $checkpoints/$unit ]] || trained=$(<"$checkpoints/$unit")
+if ((trained >= budget)); then
+    step "fairseq-train: $trained $unit are done"
+else
+    step "fairseq-train: up to $budget $unit in $checkpoints"
     fairseq-train "$binary" --user-dir "$user_dir" "${training[@]}" "${size[@]}" \
         --source-lang "$source_lang" --target-lang "$target_lang" \
-        --max-update "$updates" --validate-interval-updates 500 --save-interval-updates 500 \
+        "${limit[@]}" --validate-interval-updates 500 --save-interval-updates 500 \
         --keep-interval-updates 1 --no-epoch-checkpoints --save-dir "$checkpoints" \
         --seed "$seed" --log-format simple --log-interval 50 "${rest[@]}"
-    echo "$updates" >"$checkpoints/updates"
+    echo "$budget" >"$checkpoints/$unit"
 fi
 
 output=$work/test.$source_lang-$target_lang

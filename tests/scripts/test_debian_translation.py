@@ -387,6 +387,41 @@ def test_run_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert "made with other options" in errors
 
 
+def test_run_trains_for_minutes_and_for_more(tmp_path: Path) -> None:
+    own_text(tmp_path / "text")
+    options = ("--from-text", "text", "--vocab-size", "30", "--minutes")
+    for minutes, hours in (("30", "0.5"), ("90", "1.5")):
+        _, calls, errors = run_example(tmp_path, *options, minutes)
+        (training,) = (call for call in calls if call.startswith("fairseq-train"))
+        assert f"--stop-time-hours {hours} " in training, errors
+        assert "--max-update" not in training
+    _, calls, _ = run_example(tmp_path, *options, "60")
+    assert [call.split()[0] for call in calls] == ["sacrebleu"]
+
+
+def test_run_trains_the_stock_model_of_the_same_size(tmp_path: Path) -> None:
+    own_text(tmp_path / "text")
+    options = ("--from-text", "text", "--vocab-size", "30", "--updates", "10", "--data", "data")
+    words = []
+    for name, switches in (("own", ()), ("stock", ("--stock",))):
+        status, calls, errors = run_example(tmp_path, *options, "--work", name, *switches)
+        assert status == 0, errors
+        (training,) = (call for call in calls if call.startswith("fairseq-train"))
+        words.append(training.replace(f"{name}/checkpoints", "checkpoints").split())
+    own, stock = words
+    assert not [word for word in stock if "updown" in word]
+    assert stock.count("--arch") == 1
+    at = stock.index("--arch")
+    assert stock[at + 1] == "transformer_iwslt_de_en"
+    rest, words_left = stock[:at] + stock[at + 2 :], iter(own)
+    assert all(word in words_left for word in rest)  # in their order
+    given = [word for word in own if word.startswith("--") and "updown" not in word]
+    assert [word for word in rest if word.startswith("--")] == [w for w in given if w != "--arch"]
+    status, _, errors = run_example(tmp_path, *options, "--work", "own", "--stock")
+    assert status == 2
+    assert "made with other options" in errors
+
+
 def test_run_refuses_to_score_an_incomplete_test_set(tmp_path: Path) -> None:
     own_text(tmp_path / "text")
     options = ("--from-text", "text", "--vocab-size", "30", "--updates", "10")
@@ -400,6 +435,8 @@ def test_run_explains_itself(tmp_path: Path) -> None:
     for options, status, message in (
         (("--wrong",), 2, "unknown option --wrong"),
         (("--updates", "many"), 2, "--updates takes a number"),
+        (("--minutes", "many"), 2, "--minutes takes a number"),
+        (("--minutes", "5", "--updates", "5"), 2, "give one of them"),
         (("--lang",), 2, "--lang needs a value"),
         (("--help",), 0, ""),
     ):

@@ -91,7 +91,8 @@ SIZES = {
 }
 
 # name: (architecture, its options besides those of the size); the first four are the comparison,
-# the next are ablations of updown, the last what long documents are otherwise read with.
+# the next are ablations of updown, the last what long documents are otherwise read with, and systems
+# that copy.
 SYSTEMS = {
     "transformer": ("transformer", ""),
     "updown": (UPDOWN, ""),
@@ -105,12 +106,11 @@ SYSTEMS = {
     "no pool": (UPDOWN, "--updown-pool-layers ''"),
     "pool rate 2": (UPDOWN, "--updown-pool-rate 2"),
     "transformer 1024": ("transformer", "--max-source-positions 1024"),
-    "updown copy": (UPDOWN, "--updown-copy"),
-    "blockwise copy": (UPDOWN, "--updown-slots 0 --updown-pool-layers '' --updown-copy"),
-    "pyramidion copy": (UPDOWN, "--updown-slots 0 --updown-copy"),
     "longt5": (UPDOWN, "--updown-mixer longt5 --updown-pool-layers ''"),
     "luna": (UPDOWN, "--updown-mixer luna --updown-pool-layers ''"),
 }
+for name in ("updown", "blockwise", "pyramidion", "no pool", "longt5", "luna"):
+    SYSTEMS[f"{name} copy"] = (UPDOWN, f"{SYSTEMS[name][1]} --updown-copy".strip())
 
 _JSON_LINE = re.compile(r"\| (train_inner|train|valid) \| (\{.*\})$")
 

@@ -91,7 +91,7 @@ SIZES = {
 }
 
 # name: (architecture, its options besides those of the size); the first four are the comparison,
-# the next are ablations of updown, the last what long documents are otherwise read with, and systems
+# the next are ablations of updown, the last what long documents are otherwise read with, and all
 # that copy.
 SYSTEMS = {
     "transformer": ("transformer", ""),
@@ -110,7 +110,7 @@ SYSTEMS = {
     "luna": (UPDOWN, "--updown-mixer luna --updown-pool-layers ''"),
 }
 for name in ("updown", "blockwise", "pyramidion", "no pool", "longt5", "luna"):
-    SYSTEMS[f"{name} copy"] = (UPDOWN, f"{SYSTEMS[name][1]} --updown-copy".strip())
+    SYSTEMS[f"{name} copy"] = (UPDOWN, f"{SYSTEMS[name][1]} --updown-copy")
 
 _JSON_LINE = re.compile(r"\| (train_inner|train|valid) \| (\{.*\})$")
 

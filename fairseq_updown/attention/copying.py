@@ -67,11 +67,7 @@ class SourceWords(NamedTuple):
         words = tokens.new_zeros(tokens.size(0), num_words).scatter_(1, rank, ordered)
         return cls(words, torch.empty_like(order).scatter_(1, order, rank))
 
-    def tokens(self) -> Tensor:
-        """`(bsz, src_len)` long, the source tokens."""
-        return self.words.gather(1, self.index)
-
-    def places(self, rows: int, tgt_len: int) -> Tensor:
+    def expand(self, rows: int, tgt_len: int) -> Tensor:
         """`(rows, tgt_len, num_words)`, the words for each target token."""
         words = self.words.repeat_interleave(rows // self.words.size(0), dim=0)
         return words.unsqueeze(1).expand(-1, tgt_len, -1)

@@ -2,6 +2,7 @@
 
 from typing import Any, Dict, List, Optional, Tuple
 
+import torch
 from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor, nn
 
@@ -133,10 +134,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         x, inner_states, caches, aligned, read = self.run_layers(
             x, memory, decoding, asked, continuation
         )
-        attn: Optional[Tensor] = None
-        if aligned is not None and encoder_out is not None:
-            heads = aligned.weights[:alignment_heads].float().mean(dim=0).to(x)
-            attn = attention_to_source(heads, encoder_out)
+        attn = alignment(aligned, alignment_heads, encoder_out, x.dtype)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         extra: Dict[str, List[Optional[Tensor]]] = {"attn": [attn], "inner_states": inner_states}
@@ -215,7 +213,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         if self.selective_read is None or encoder_out is None:
             return None, None
         written = last_written(prev_output_tokens, x.size(1))
-        source = source_words(encoder_out).tokens()
+        source = encoder_out["src_tokens"][0]
         places, lengths = self.match_lengths(written, source, self.padding_idx)
         quotation = Quotation.of(places, lengths, x.dtype)
         return quotation, self.selective_read(quotation, encoder_out["source_states"][0])
@@ -248,7 +246,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         return x, {
             "copied_from": [None if self.training else to_source],
             "copied": [copied_mass(to_source, words)],
-            "copied_words": [words.places(x.size(0), x.size(1))],
+            "copied_words": [words.expand(x.size(0), x.size(1))],
             "copy_log_odds": [log_odds],
         }
 
@@ -317,6 +315,19 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
 def source_words(encoder_out: EncoderOut) -> SourceWords:
     """The words of the sources, which the encoder of a model that copies has told apart."""
     return SourceWords(encoder_out["source_words"][0], encoder_out["source_index"][0])
+
+
+def alignment(
+    read: Optional[CrossRead],
+    num_heads: Optional[int],
+    encoder_out: Optional[EncoderOut],
+    dtype: torch.dtype,
+) -> Optional[Tensor]:
+    """`(rows, tgt_len, src_len)`, the first heads' mean attention to the source tokens, if any."""
+    if read is None or encoder_out is None:
+        return None
+    heads = read.weights[:num_heads].float().mean(dim=0)
+    return attention_to_source(heads.to(dtype), encoder_out)
 
 
 def attention_to_source(weights: Tensor, encoder_out: EncoderOut) -> Tensor:

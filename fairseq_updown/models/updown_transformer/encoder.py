@@ -93,7 +93,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             - `memory_counts`, `memory_scores` `[(bsz, memory_len)]`: see :class:`TokenMass`; empty
               lists if nothing was pooled;
             - `source_slot`, `source_weight` `[(bsz, src_len)]`: see :class:`SourceTrace`;
-            - `source_words`, `source_index`, `source_states`: see :meth:`to_copy`;
+            - `src_tokens`, `source_words`, `source_index`, `source_states`: see :meth:`to_copy`;
             - `row_sentence` `[(rows,)]` long: the sentence of each row, see :func:`regroup_rows`.
 
         Raises:
@@ -120,7 +120,6 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             "encoder_embedding": [embedding],  # B x T x C, before any pooling
             "encoder_states": [x for x, _ in states],  # List[T x B x C]
             "fc_results": [fc_result for _, fc_result in states[1:]],  # List[B x T x C]
-            "src_tokens": [],
             "src_lengths": [source_lengths.tensor.unsqueeze(1).int()],
             "memory_counts": [mass.counts] if mass is not None else [],
             "memory_scores": [mass.scores] if mass is not None else [],
@@ -142,16 +141,18 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
                 them.
 
         Returns:
-            `source_words` `[(bsz, num_words)]`, `source_index` `[(bsz, src_len)]`, see
-            :class:`SourceWords`, and `source_states` `[(bsz, src_len, embed_dim)]`, at pads any.
+            `src_tokens`, `source_words` `[(bsz, num_words)]` and `source_index` `[(bsz, src_len)]`,
+            see :class:`SourceWords`, and `source_states` `[(bsz, src_len, embed_dim)]`, at pads
+            any.
         """
         if not self.copies:
-            return {"source_words": [], "source_index": [], "source_states": []}
+            return {"src_tokens": [], "source_words": [], "source_index": [], "source_states": []}
         words = SourceWords.of(src_tokens)
         if not lengths.all_are(src_tokens.size(1)):
             columns = trace.slot.unsqueeze(-1).expand(-1, -1, token_states.size(-1))
             token_states = token_states.gather(1, columns)
         return {
+            "src_tokens": [src_tokens],
             "source_words": [words.words],
             "source_index": [words.index],
             "source_states": [token_states],

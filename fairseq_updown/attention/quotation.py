@@ -4,7 +4,8 @@ With l_ti the length of the longest run x_(i-l..i-1) = y_(t-l..t-1), at most `LO
 the largest l_ti, and s_i what the encoder knows of source token i before any pooling:
 
     f_ti = l_ti > 0 and e ** (SHARPNESS l_ti), normalised over i
-    r_t = W norm(sum over i of f_ti s_i) + v_(L_t), norm a layer norm without parameters
+    n_t = norm(sum over i of f_ti s_i), norm a layer norm without parameters
+    r_t = W n_t + W2 relu(W1 n_t + b) + v_(L_t)
 
 f is where the next word of a quotation stands. r is added to what the decoder's first layer makes
 of its words; that layer sees them undisturbed, and the others know how the quotation goes on, and
@@ -101,14 +102,17 @@ class SelectiveRead(nn.Module):
     Args:
         embed_dim: of the decoder's tokens.
         encoder_embed_dim: of the encoder's.
+        hidden_dim: of W1 n, as in the decoder's feed-forward layers.
     """
 
-    def __init__(self, embed_dim: int, encoder_embed_dim: int):
+    def __init__(self, embed_dim: int, encoder_embed_dim: int, hidden_dim: int):
         super().__init__()
         self.proj = nn.Linear(encoder_embed_dim, embed_dim, bias=False)
+        self.fc1 = nn.Linear(encoder_embed_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, embed_dim, bias=False)
         self.run_length = nn.Embedding(LONGEST_MATCH + 1, embed_dim)
-        nn.init.zeros_(self.proj.weight)
-        nn.init.zeros_(self.run_length.weight)
+        for start in (self.proj, self.fc2, self.run_length):
+            nn.init.zeros_(start.weight)
 
     def forward(self, quotation: Quotation, states: Tensor) -> Tensor:
         """
@@ -127,4 +131,5 @@ class SelectiveRead(nn.Module):
         # Where nothing is quoted there is no gradient either: a layer norm's is steep at 0.
         found = F.layer_norm(found, found.shape[-1:]).masked_fill(quotation.longest == 0, 0.0)
         length = self.run_length(quotation.longest.squeeze(2))
-        return self.proj(found.to(length)) + length
+        found = found.to(length)
+        return self.proj(found) + self.fc2(F.relu(self.fc1(found))) + length

@@ -376,7 +376,9 @@ def read_on(read: Any, memory: Encoded, lengths: List[int]) -> Tensor:
     assert memory.token_states is not None
     found = sum(f * state for f, state in zip(follows(lengths), memory.token_states))
     normed = torch.nn.functional.layer_norm(found, found.shape)
-    return read.proj.weight @ normed + read.run_length.weight[max(lengths)]
+    hidden = (read.fc1.weight @ normed + read.fc1.bias).clamp(min=0)
+    linear = read.proj.weight @ normed + read.run_length.weight[max(lengths)]
+    return linear + read.fc2.weight @ hidden
 
 
 def copied_from(

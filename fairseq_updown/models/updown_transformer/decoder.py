@@ -35,7 +35,9 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         self.selective_read: Optional[SelectiveRead] = None
         if cfg.updown_copy:
             self.copy_gate = CopyGate(cfg.decoder.embed_dim)
-            self.selective_read = SelectiveRead(cfg.decoder.embed_dim, cfg.encoder.embed_dim)
+            self.selective_read = SelectiveRead(
+                cfg.decoder.embed_dim, cfg.encoder.embed_dim, cfg.decoder.ffn_embed_dim
+            )
         self.log_mixture = log_mixture
         self.match_lengths = match_lengths
 

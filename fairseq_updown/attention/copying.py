@@ -15,6 +15,11 @@ so its next word is quoted, too. Where they stand in several places, the attenti
     f'_ti = f_ti (a_ti + AGREEMENT_FLOOR) ** k, normalised over i
     h_t = sigmoid(w' . [decoder state; context] + c'_l), 0 where l is 0
 
+The source's end is not copied: a target is over where the decoder says so, not where its attention
+rests on the end or a quotation runs up to it. What goes there is written freely: with E_t the sum
+of c_ti over ends of sentence, g_t becomes g_t + (1 - g_t) E_t, c_ti 0 there and c_ti / (1 - E_t)
+elsewhere.
+
 What is copied goes to few words: log p is log g_t + log p_vocab, raised where C_tw is above 0. So a
 row of the vocabulary's size is needed once, as for a softmax, and log p is finite everywhere.
 """
@@ -88,9 +93,17 @@ class CopyGate(nn.Module):
         self.continue_weight = nn.Parameter(torch.zeros(2, embed_dim))
         self.continue_bias = nn.Parameter(torch.tensor(CONTINUE_START))
         self.agreement = nn.Parameter(torch.tensor([AGREEMENT_START]))
+        # 0 in models that were trained when the end was copied. A number: averages of checkpoints
+        # have it, too.
+        self.register_buffer("writes_end", torch.ones(1))
 
     def forward(
-        self, state: Tensor, context: Tensor, attended: Tensor, quotation: Quotation
+        self,
+        state: Tensor,
+        context: Tensor,
+        attended: Tensor,
+        quotation: Quotation,
+        is_end: Tensor,
     ) -> Tuple[Tensor, Tensor]:
         """
         Args:
@@ -98,6 +111,7 @@ class CopyGate(nn.Module):
             context: `(rows, tgt_len, embed_dim)`, what the last layer read.
             attended: `(rows, tgt_len, src_len)`, its attention, see :func:`spread`.
             quotation: of the words written last.
+            is_end: `(sentences, src_len)` bool, where the source's tokens are ends of sentence.
 
         Returns:
             u `(rows, tgt_len)`, the log-odds of writing freely, and c `(rows, tgt_len, src_len)`,
@@ -116,9 +130,29 @@ class CopyGate(nn.Module):
             agreement = full_precision(self.agreement) * (there + AGREEMENT_FLOOR).log()
             follows = (quotation.logits + agreement).softmax(dim=2)
             if quotation.places is None:
-                return log_odds, torch.lerp(attended, follows, goes_on)
-            copied = (1 - goes_on) * attended
-            return log_odds, copied.index_add(2, quotation.places, goes_on * follows)
+                copied = torch.lerp(attended, follows, goes_on)
+            else:
+                copied = (1 - goes_on) * attended
+                copied = copied.index_add(2, quotation.places, goes_on * follows)
+            return write_ends(log_odds, copied, is_end * full_precision(self.writes_end))
+
+
+def write_ends(log_odds: Tensor, copied: Tensor, is_end: Tensor) -> Tuple[Tensor, Tensor]:
+    """Writes freely what would be copied of ends of sentence; see the module's equations.
+
+    Args:
+        log_odds: `(rows, tgt_len)`, u.
+        copied: `(rows, tgt_len, src_len)`, c; several rows to a sentence stand together.
+        is_end: `(sentences, src_len)`, 1 or 0.
+
+    Returns:
+        u and c, as they become.
+    """
+    by_sentence = group_rows(copied, is_end.size(0))
+    rest = (by_sentence * (1 - is_end).unsqueeze(1)).view_as(copied)
+    words = rest.sum(dim=2).clamp(min=LEAST_MASS)
+    at_end = (1 - words).clamp(min=LEAST_MASS)
+    return torch.logaddexp(log_odds, at_end.log()) - words.log(), rest / words.unsqueeze(2)
 
 
 def spread(attention: Tensor, slot: Tensor, share: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from toy import CONFIGURATIONS, build, random_tokens
+from toy import CONFIGURATIONS, EOS, build, random_tokens
 
 from fairseq_updown.cli import highlight
 from fairseq_updown.cli.highlight_page import (
@@ -36,7 +36,6 @@ from fairseq_updown.cli.support import UserError
 from fairseq_updown.data.parallel_text import train_sentencepiece
 from fairseq_updown.inference.summarizer import Summarizer
 
-EOS = 2
 HOSTILE = (
     "A <script>alert(1)</script> & \"quoted\" 'text' ]]> </script> <!-- {{data}} {{title}} -->\n\n"
     "<img src=x onerror=alert(2)> \u2028 line \u2029 \u202ereversed\u202c \u2066alone\u2069 \x00"

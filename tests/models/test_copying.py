@@ -16,7 +16,7 @@ from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import CONFIGURATIONS, EXACT, PAD, STOCK, build, draw_rows, logits, pad_rows, toy_task
+from toy import CONFIGURATIONS, EOS, EXACT, PAD, STOCK, build, draw_rows, logits, pad_rows, toy_task
 
 from fairseq_updown.attention import copying
 from fairseq_updown.attention.copying import (
@@ -36,7 +36,6 @@ from fairseq_updown.ops import match_lengths as few
 from fairseq_updown.ops.log_mixture import log_mixture_once
 from fairseq_updown.ops.match_lengths import match_lengths_at_few
 
-EOS = 2
 SOURCE = pad_rows(draw_rows([23, 7, 16], seed=2), left=True)
 TARGET = torch.stack(draw_rows([9, 9, 9], seed=3))
 FORMS = [log_mixture, log_mixture_once]
@@ -182,6 +181,35 @@ def test_what_is_copied_sums_to_one_however_much_attention_decides(agreement):
     model.decoder.copy_gate.agreement.data.fill_(agreement)
     copied = model(SOURCE, None, SOURCE[:, :9])[1]["copied"][0].sum(dim=2)
     torch.testing.assert_close(copied, torch.ones_like(copied), **EXACT)
+
+
+def test_the_end_is_written_and_never_copied():
+    model = build(updown_copy=True)
+    extra = model(SOURCE, None, torch.cat([TARGET[:, :1], SOURCE[:, -6:-1]], dim=1))[1]
+    at_end = SOURCE == EOS
+    assert at_end.any()
+    assert (extra["copied_from"][0].transpose(1, 2)[at_end] == 0).all()
+    only_end = torch.full((1, 1), EOS)
+    out = model(only_end, None, TARGET[:1])
+    expected = out[0].log_softmax(dim=2)
+    torch.testing.assert_close(model.get_normalized_probs(out, True), expected, **EXACT)
+    model.decoder.copy_gate.writes_end.zero_()
+    assert (model(only_end, None, TARGET[:1])[1]["copied_from"][0] == 1).all()
+
+
+def test_a_checkpoint_that_copied_ends_still_does():
+    old, model = build(seed=3, updown_copy=True), build(seed=4, updown_copy=True)
+    stored = old.state_dict()
+    del stored["decoder.copy_gate.writes_end"]
+    model.load_state_dict(stored)
+    source, target = draw_rows([23], seed=5)[0], TARGET[0]
+    with torch.no_grad():
+        actual = logits(model, source.unsqueeze(0), target.unsqueeze(0))[0]
+        now = logits(old, source.unsqueeze(0), target.unsqueeze(0))[0]
+        memory = reference.encode(model, source, "seeded")
+        expected = reference.decode(model, memory, target, "seeded")
+    assert not torch.allclose(actual, now)
+    torch.testing.assert_close(actual, expected, **EXACT)
 
 
 # The mechanism in the model
@@ -517,7 +545,7 @@ def test_training_goes_on_from_a_checkpoint_without_it_and_generates(work, train
         *train_arguments(work, tmp_path, "--updown-copy", "--finetune-from-model", old),
         *("--max-update", 4, "--disable-validation", "--no-epoch-checkpoints"),
     )
-    assert re.search(r"10 parameters are not in .*decoder\.copy_gate\.bias", printed)
+    assert re.search(r"11 parameters are not in .*decoder\.copy_gate\.bias", printed)
     new = tmp_path / "checkpoint_last.pt"
     search = ("--beam", 3, "--prefix-size", 1, "--print-alignment", "hard", "--cpu")
     search = (*search, "--user-dir", PLUGIN, "--required-batch-size-multiple", 1)

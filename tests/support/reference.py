@@ -342,6 +342,7 @@ def decode(model: Any, memory: Encoded, target: Tensor, name: str) -> Tensor:
         return logits
     weights = torch.stack([softmax_weights(cross, query, keys).mean(dim=1) for query in queries])
     gate = decoder.copy_gate
+    eos = decoder.dictionary.eos() if gate.writes_end else None
     log_odds = (gate.weight[0] * x + gate.weight[1] * context).sum(dim=1) + gate.bias
     onward = (gate.continue_weight[0] * x + gate.continue_weight[1] * context).sum(dim=1)
     copied = [
@@ -350,7 +351,7 @@ def decode(model: Any, memory: Encoded, target: Tensor, name: str) -> Tensor:
         )
         for t in range(len(target))
     ]
-    return mixture(logits, log_odds.sigmoid(), torch.stack(copied), memory.source).log()
+    return mixture(logits, log_odds.sigmoid(), torch.stack(copied), memory.source, eos).log()
 
 
 def runs(source: Sequence[int], written: Sequence[int]) -> List[int]:
@@ -403,14 +404,17 @@ def copied_from(
     return torch.stack([(1 - h) * a + h * f / sum(agreed) for a, f in zip(copied, agreed)])
 
 
-def mixture(logits: Tensor, generated: Tensor, copied: Tensor, source: Tensor) -> Tensor:
+def mixture(
+    logits: Tensor, generated: Tensor, copied: Tensor, source: Tensor, eos: Optional[int]
+) -> Tensor:
     """Design, "Copying through the pyramid", literally: `(length, vocabulary)`, by g `(length,)`
-    and c `(length, src_len)`."""
+    and c `(length, src_len)`; what is copied of `eos` is written freely, if there is one."""
     rows = []
-    for t, row in enumerate(generated.unsqueeze(1) * logits.softmax(dim=1)):
+    for t, written in enumerate(logits.softmax(dim=1)):
+        row = generated[t] * written
         for i, token in enumerate(source):
             one = torch.zeros_like(row)
-            one[token] = (1 - generated[t]) * copied[t, i]
-            row = row + one
+            one[token] = 1
+            row = row + (1 - generated[t]) * copied[t, i] * (written if token == eos else one)
         rows.append(row)
     return torch.stack(rows)

@@ -13,7 +13,7 @@ from fairseq_updown.decoding.cache import DecodingState
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel
 from fairseq_updown.models.updown_transformer import model as updown_model
 
-PAD = 1
+PAD, EOS = 1, 2
 # Tolerance of the tests that say exact: float64.
 EXACT = dict(rtol=0.0, atol=1e-9)
 
@@ -125,7 +125,8 @@ def decoding_state(incremental_state: dict) -> DecodingState:
 
 
 def random_tokens(generator: torch.Generator, bsz: int, length: int) -> torch.Tensor:
-    return torch.randint(4, 24, (bsz, length), generator=generator)
+    """Ends of sentence and unknown words among them."""
+    return torch.randint(EOS, 24, (bsz, length), generator=generator)
 
 
 def pad_rows(rows, left=False, extra=0):

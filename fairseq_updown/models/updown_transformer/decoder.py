@@ -244,7 +244,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             return keep_in_graph(x, unused), {}
         words = source_words(encoder_out)
         attended = attention_to_source(read.weights.mean(dim=0), encoder_out)
-        log_odds, to_source = self.copy_gate(x, read.context, attended, quotation)
+        is_end = encoder_out["src_tokens"][0] == self.dictionary.eos()
+        log_odds, to_source = self.copy_gate(x, read.context, attended, quotation, is_end)
         return x, {
             "copied_from": [None if self.training else to_source],
             "copied": [copied_mass(to_source, words)],

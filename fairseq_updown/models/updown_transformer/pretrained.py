@@ -38,6 +38,7 @@ _MASK = "<mask>"
 _SLOT_WEIGHT = re.compile(r"encoder\.layers\.\d+\.self_attn\.count_bias\.score_slope")
 _COPY, _CONTINUE = "decoder.copy_gate.bias", "decoder.copy_gate.continue_bias"
 _AGREEMENT, _READ = "decoder.copy_gate.agreement", "decoder.selective_read.fc2.weight"
+_WRITES_END = "decoder.copy_gate.writes_end"
 _ONE_TOKEN = -2.0  # log c (1 + a tanh s) is about 0 at s = 0.5, where scores begin
 # bart.base has 937 rows more than the dictionary that comes with bart.large; a dictionary that
 # differs by more is another one.
@@ -78,6 +79,8 @@ def fit_quotations(state_dict: Dict[str, Tensor]) -> None:
     state_dict[_CONTINUE] = stored[lengths]
     if _AGREEMENT not in state_dict:
         state_dict[_AGREEMENT] = stored.new_zeros(1)
+    if _WRITES_END not in state_dict:
+        state_dict[_WRITES_END] = stored.new_zeros(1)
     if _READ not in state_dict:
         logger.warning(
             "the checkpoint was trained before --updown-copy read what a quotation goes on with as "

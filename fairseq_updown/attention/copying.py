@@ -149,9 +149,9 @@ def write_ends(log_odds: Tensor, copied: Tensor, is_end: Tensor) -> Tuple[Tensor
         u and c, as they become.
     """
     by_sentence = group_rows(copied, is_end.size(0))
+    at_end = (by_sentence @ is_end.unsqueeze(2)).view_as(log_odds).clamp(min=LEAST_MASS)
     rest = (by_sentence * (1 - is_end).unsqueeze(1)).view_as(copied)
     words = rest.sum(dim=2).clamp(min=LEAST_MASS)
-    at_end = (1 - words).clamp(min=LEAST_MASS)
     return torch.logaddexp(log_odds, at_end.log()) - words.log(), rest / words.unsqueeze(2)
 
 

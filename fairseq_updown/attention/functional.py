@@ -20,7 +20,12 @@ MASKED_LOGIT = -1e4
 
 def full_precision(x: Tensor) -> Tensor:
     """Returns `x` in float32 if it is fp16 or bf16, else unchanged: scores and sorts need it."""
-    return x.float() if x.dtype in HALVES else x
+    return x.to(full_dtype(x))
+
+
+def full_dtype(x: Tensor) -> torch.dtype:
+    """That of :func:`full_precision`."""
+    return torch.float32 if x.dtype in HALVES else x.dtype
 
 
 def lowered(x: Tensor) -> Tensor:

@@ -226,7 +226,9 @@ def check_search(search: Namespace, max_tokens: int) -> None:
 
 def build_generator(task: Any, models: Sequence[Any], search: Namespace) -> Any:
     """fairseq's beam search, with what it fails on put right."""
-    longest = min(search.max_len_b, *(model.max_decoder_positions() - 1 for model in models))
+    longest = min(model.max_decoder_positions() - 1 for model in models)
+    if search.max_len_a <= 0:  # else it depends on the source, and the search says so
+        longest = min(longest, search.max_len_b)
     if search.min_len > longest:
         raise UserError(
             f"--min-len {search.min_len} is more than the {longest} pieces of a longest summary "

@@ -338,7 +338,7 @@ class Summarizer:
         """
 
         def bound(index: int) -> int:
-            return int(self.generator.max_len_a * len(documents[index].tokens))
+            return int(self.generator.max_len_a * (len(documents[index].tokens) + self.prepended))
 
         order = sorted(range(len(documents)), key=lambda index: -len(documents[index].tokens))
         batch: list[int] = []

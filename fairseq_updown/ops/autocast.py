@@ -10,6 +10,8 @@ from typing import Callable
 import torch
 from torch import Tensor
 
+from ..attention.functional import HALVES
+
 logger = logging.getLogger(__name__)
 
 OFF, BFLOAT16, ALWAYS = AUTOCAST = ("off", "bfloat16", "bfloat16-always")
@@ -19,13 +21,16 @@ OFF, BFLOAT16, ALWAYS = AUTOCAST = ("off", "bfloat16", "bfloat16-always")
 _KEPT_COMPILED = "128"
 
 
-def mixed_precision(choice: str, device: torch.device) -> AbstractContextManager:
+def mixed_precision(choice: str, weight: Tensor) -> AbstractContextManager:
     """`torch.autocast` to bfloat16 as `--updown-autocast` says, or a context that does nothing.
 
     Args:
         choice: "off"; "bfloat16", where the device multiplies faster in it; "bfloat16-always".
-        device: where the model is.
+        weight: of the model. One in half precision already multiplies in it, and stays as it is.
     """
+    device = weight.device
+    if weight.dtype in HALVES:
+        return nullcontext()
     if choice != OFF and device.type == "cpu":
         _bound_compiled_products()
     if choice == OFF or (choice == BFLOAT16 and not _is_fast_or_told(device.type)):

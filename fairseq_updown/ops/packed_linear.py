@@ -208,7 +208,7 @@ class StepPrecision(NamedTuple):
 
     @contextmanager
     def step(self, incremental_state: Optional[Dict[str, Any]], rows: int) -> Iterator[None]:
-        """Lets the layers of :func:`use_packed_weights` multiply by packed weights.
+        """Lets the layers of :func:`pack_linear_layers` multiply by packed weights.
 
         Args:
             incremental_state: of the generation; None: nothing is packed.
@@ -230,12 +230,20 @@ class StepPrecision(NamedTuple):
 
 
 def use_packed_weights(decoder: nn.Module) -> None:
-    """Makes the linear layers of a decoder use packed weights where a step lets them, and its
-    `forward` be such a step, in the precision of its attribute `step_precision`."""
-    for module in decoder.modules():
-        if type(module) is nn.Linear:
-            module.forward = partial(_linear, module)  # type: ignore[method-assign]
+    """Makes the `forward` of a decoder be a step, in the precision of its attribute
+    `step_precision`, and from the first step on its linear layers use packed weights where a step
+    lets them. Not before: `--quant-noise-scalar` puts others in their place after the model is
+    built, with all that they have, a `forward` too."""
     decoder.forward = partial(_step, decoder, decoder.forward)  # type: ignore[method-assign]
+
+
+def pack_linear_layers(decoder: Any) -> None:
+    """Makes the linear layers use packed weights; the second time it does nothing."""
+    if not getattr(decoder, "packs_linear", False):
+        decoder.packs_linear = True
+        for module in decoder.modules():
+            if type(module) is nn.Linear:
+                module.forward = partial(_linear, module)  # type: ignore[method-assign]
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
@@ -253,5 +261,7 @@ def _step(
     incremental_state: Optional[Dict[str, Any]] = None,
     **kwargs: Any,
 ) -> Any:
+    if incremental_state is not None:
+        pack_linear_layers(decoder)
     with decoder.step_precision.step(incremental_state, prev_output_tokens.size(0)):
         return forward(prev_output_tokens, encoder_out, incremental_state, **kwargs)

@@ -88,6 +88,13 @@ def test_order_and_batching_change_nothing(toy: Toy, options: Dict[str, Any]) ->
             assert one.score == pytest.approx(other.score, abs=1e-4)
 
 
+def test_a_minimum_may_be_above_what_does_not_grow_with_the_source(toy: Toy) -> None:
+    summarizer = toy.load(max_len_a=2.0, max_len_b=2, min_len=6)
+    documents = [summarizer.truncate(summarizer.encode(text)) for text in toy.documents]
+    long = [document for document in documents if len(document.tokens) > 4]
+    assert min(len(summary.tokens) for summary in summarizer.generate(long)) >= 6
+
+
 def test_hypotheses_are_those_of_fairseq_generate(toy: Toy, cli: Any) -> None:
     log = run(
         *("fairseq-generate", toy.folder / "bin", "--user-dir", PLUGIN, "--cpu", "--beam", 4),

@@ -384,11 +384,15 @@ def test_what_cannot_copy_is_refused_with_the_reason(options, message):
     build(**options)
 
 
-def test_logits_of_other_rows_are_refused():
+def test_logits_of_other_tokens_are_refused():
     model = build(updown_copy=True)
     scores, extra = model(SOURCE, None, TARGET)
-    with pytest.raises(ValueError, match=r"logits of 1 rows, but copies of 3.*--softmax-batch"):
-        model.get_normalized_probs((scores.flatten(0, 1)[None], extra), True)
+    for other, told in (
+        (scores.flatten(0, 1)[None], "1 rows of 27"),
+        (scores[:, :4], "3 rows of 4"),
+    ):
+        with pytest.raises(ValueError, match=rf"logits of {told} .*of 3 of 9.*--softmax-batch"):
+            model.get_normalized_probs((other, extra), True)
     last = model.get_normalized_probs((scores[:, -1:], extra), True)
     expected = model.get_normalized_probs((scores, extra), True)[:, -1:]
     torch.testing.assert_close(last, expected, **EXACT)

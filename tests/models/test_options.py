@@ -7,16 +7,19 @@ from typing import Any, Dict
 import pytest
 import torch
 from fairseq import options
+from fairseq.criterions.label_smoothed_cross_entropy_with_alignment import (
+    LabelSmoothedCrossEntropyCriterionWithAlignment,
+)
 from fairseq.dataclass.initialize import add_defaults
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_REGISTRY, build_model
 from fairseq.models.transformer import TransformerConfig
 from omegaconf import OmegaConf
-from toy import CONFIGURATIONS, build, toy_task
+from toy import CONFIGURATIONS, STOCK, build, random_tokens, toy_task
 
 from fairseq_updown.mixers import MIXERS
 from fairseq_updown.mixers.base import Settings
-from fairseq_updown.models.updown_transformer import ARCHITECTURES
+from fairseq_updown.models.updown_transformer import ARCHITECTURES, UpdownTransformerModel
 from fairseq_updown.models.updown_transformer.options import UPDOWN_OPTIONS
 
 # A value other than the default for each of our flags.
@@ -216,6 +219,33 @@ def test_source_attention_is_a_distribution_over_real_tokens(name: str) -> None:
     assert (attention[1, :, :6] == 0).all()
     model.make_generation_fast_(need_attn=None)
     assert model(source, None, torch.full((2, 3), 5))[1]["attn"] == [None]
+
+
+@pytest.mark.parametrize("name", ["plain", "copy topk, cross slots"])
+def test_alignments_are_learned(name: str) -> None:
+    task = toy_task()
+    task.cfg = Namespace(load_alignments=True)
+    options = CONFIGURATIONS.get(name, {})
+    model = UpdownTransformerModel.build_model(Namespace(**STOCK, **options), task).train()
+    generator = torch.Generator().manual_seed(0)
+    source, target = random_tokens(generator, 2, 19), random_tokens(generator, 2, 5)
+    align = torch.tensor([[0, 3], [4, 5], [6, 7]])
+    sample = dict(
+        net_input=dict(src_tokens=source, src_lengths=None, prev_output_tokens=target),
+        **dict(target=target, ntokens=10, alignments=align, align_weights=torch.ones(3)),
+    )
+    criterion = LabelSmoothedCrossEntropyCriterionWithAlignment(task, False, 0.1, 0.5)
+    loss, _, logged = criterion(model, sample)
+    attention = model(**sample["net_input"])[1]["attn"][0].flatten(0, 1)
+    expected = -attention[align[:, 1], align[:, 0]].log().sum()
+    assert logged["alignment_loss"] == pytest.approx(float(expected), rel=1e-4)
+    loss.backward()
+    gradient = model.decoder.layers[-1].encoder_attn.q_proj.weight.grad
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
+    dropped = Namespace(**STOCK, **options, decoder_layerdrop=0.2)
+    with pytest.raises(ValueError, match=r"--decoder-layerdrop 0\.2 with --load-alignments"):
+        UpdownTransformerModel.build_model(dropped, task)
 
 
 def test_full_context_alignment_is_refused() -> None:

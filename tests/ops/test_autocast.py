@@ -128,10 +128,24 @@ def test_few_compiled_products_are_kept_unless_the_user_says_how_many(choice, us
     program = f"""
 import os, torch
 from fairseq_updown.ops.autocast import mixed_precision
-with mixed_precision({choice!r}, torch.device("cpu")):
+with mixed_precision({choice!r}, torch.ones(1)):
     print(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY"))
 """
     environment = {k: v for k, v in os.environ.items() if "PRIMITIVE_CACHE_CAPACITY" not in k}
     run = [sys.executable, "-c", program]
     printed = subprocess.run(run, env=environment | users, capture_output=True, text=True)
     assert printed.stdout.strip() == str(found), printed.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("copy", [False, True])
+@torch.no_grad()
+def test_a_model_in_half_precision_generates_as_without(dtype, copy):
+    found = []
+    for mode in (ON, {}):
+        model = build(**mode, updown_copy=copy).to(dtype)
+        search = SequenceGenerator([model], toy_task().target_dictionary, beam_size=2, max_len_b=9)
+        source = batch()[0]
+        sample = dict(net_input=dict(src_tokens=source, src_lengths=source.ne(1).sum(dim=1)))
+        found.append([row[0]["tokens"].tolist() for row in search.generate([model], sample)])
+    assert found[0] == found[1]

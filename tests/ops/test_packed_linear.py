@@ -3,11 +3,15 @@
 import copy
 import pickle
 import re
+from argparse import Namespace
 from functools import partial
 from typing import Any, Dict
 
 import pytest
 import torch
+import torch.nn.functional as F
+from fairseq.modules.quantization.scalar.modules import IntLinear
+from fairseq.quantization_utils import quantize_model_scalar
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from toy import build, random_tokens
@@ -17,7 +21,7 @@ from fairseq_updown.ops.packed_linear import (
     FORMATS,
     Float32,
     StepPrecision,
-    use_packed_weights,
+    pack_linear_layers,
 )
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -31,7 +35,7 @@ def packed(state: Any) -> "dict[nn.Module, Tensor]":
 def make(*layer: Any, **options: Any) -> nn.Linear:
     """A linear layer that uses packed weights."""
     decoder = nn.Sequential(nn.Linear(*layer, **options))
-    use_packed_weights(decoder)
+    pack_linear_layers(decoder)
     return decoder[0]  # type: ignore[return-value]
 
 
@@ -130,7 +134,7 @@ def test_decoding_with_packed_weights_equals_the_parallel_pass() -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_a_copy_of_a_model_has_weights_of_its_own(copied: Any) -> None:
     model, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(4, 8)
-    use_packed_weights(model)
+    pack_linear_layers(model)
     other = copied(model)
     other[0].weight.zero_()
     other[0].bias.zero_()
@@ -275,3 +279,22 @@ def test_finding_out_whether_packing_works_takes_no_random_numbers() -> None:
     before = torch.get_rng_state()
     assert all(packed_linear._works(name) for name in FORMATS)
     assert torch.get_rng_state().equal(before)
+
+
+@torch.no_grad()
+def test_quantization_of_fairseq_reaches_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "cuda", lambda self: self)  # fairseq's needs GPUs
+    model = build().float()
+    quantize_model_scalar(model, Namespace(quant_noise_scalar=0.5))
+    source, target = random_tokens(torch.Generator(), 2, 9), random_tokens(torch.Generator(), 2, 5)
+    before = model(source, None, target)[0]
+    state: State = {}
+    encoder_out = model.encoder(source)
+    steps = [
+        model.decoder(target[:, : t + 1], encoder_out, incremental_state=state)[0] for t in range(5)
+    ]
+    torch.testing.assert_close(torch.cat(steps, dim=1), before, rtol=1e-3, atol=1e-3)
+    x = torch.randn(3, 16)
+    for module in (model.encoder.layers[0].fc1, model.decoder.layers[0].fc1):
+        assert isinstance(module, IntLinear)
+        assert not torch.allclose(module(x), F.linear(x, module.weight, module.bias), atol=1e-6)

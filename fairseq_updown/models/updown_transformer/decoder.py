@@ -38,6 +38,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             self.selective_read = SelectiveRead(
                 cfg.decoder.embed_dim, cfg.encoder.embed_dim, cfg.decoder.ffn_embed_dim
             )
+        self.trains_alignment = False  # fairseq's --load-alignments: its loss asks for attention
         self.log_mixture = log_mixture
         self.match_lengths = match_lengths
 
@@ -53,7 +54,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         copied: :meth:`get_normalized_probs` adds that."""
         # A step reads each weight once: casting it there would take longer than it gains.
         autocast = self.autocast if incremental_state is None else OFF
-        with mixed_precision(autocast, prev_output_tokens.device):
+        with mixed_precision(autocast, self.embed_tokens.weight):
             x, extra = super().forward(prev_output_tokens, encoder_out, incremental_state, **kwargs)
         return (x if autocast == OFF else full_precision(x)), extra
 
@@ -66,19 +67,20 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         """fairseq's, with what is copied.
 
         Args:
-            net_output: what :meth:`forward` returned, or the logits of its last tokens only.
+            net_output: what :meth:`forward` returned, or the logits of its last token only.
 
         Raises:
-            ValueError: the logits are of other rows than what was copied.
+            ValueError: the logits are of other tokens than what was copied.
         """
         logits, extra = net_output
         if not extra or "copied" not in extra:
             return super().get_normalized_probs(net_output, log_probs, sample)
         parts: Any = (extra["copied"][0], extra["copy_log_odds"][0], extra["copied_words"][0])
-        if logits.size(0) != parts[0].size(0):
+        rows, tgt_len = parts[0].shape[:2]
+        if logits.size(0) != rows or logits.size(1) not in (1, tgt_len):
             raise ValueError(
-                f"logits of {logits.size(0)} rows, but copies of {parts[0].size(0)}: --updown-copy "
-                "needs them row by row (no --softmax-batch)"
+                f"logits of {logits.size(0)} rows of {logits.size(1)} tokens, but copies of {rows} "
+                f"of {tgt_len}: --updown-copy needs them row by row (no --softmax-batch)"
             )
         mixed = self.log_mixture(logits, *(part[:, -logits.size(1) :] for part in parts))
         return mixed if log_probs else mixed.exp()
@@ -112,11 +114,11 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         Returns:
             features `(rows, tgt_len, embed_dim)`, and a dict with `inner_states` `List[T x B x C]`
             and `attn` `[(rows, tgt_len, src_len)]`: the attention to the *source tokens*, composed
-            through all poolings. It is `[None]` where nobody asked: in training, and in
-            `fairseq-generate` without `--print-alignment`. With `--updown-copy` also `copied`,
-            `copied_words` `[(rows, tgt_len, num_words)]` and `copy_log_odds` `[(rows, tgt_len)]`,
-            see :func:`log_mixture`, and, except in training, `copied_from`
-            `[(rows, tgt_len, src_len)]`.
+            through all poolings. It is `[None]` where nobody asked: in training without
+            `--load-alignments`, and in `fairseq-generate` without `--print-alignment`. With
+            `--updown-copy` also `copied`, `copied_words` `[(rows, tgt_len, num_words)]` and
+            `copy_log_odds` `[(rows, tgt_len)]`, see :func:`log_mixture`, and, except in training,
+            `copied_from` `[(rows, tgt_len, src_len)]`.
 
         Raises:
             ValueError: `full_context_alignment`, or more tokens than `--max-target-positions`.
@@ -137,6 +139,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             x, memory, decoding, asked, continuation
         )
         attn = alignment(aligned, alignment_heads, encoder_out, x.dtype)
+        if attn is not None and self.training:  # its logarithm is taken; what no slot has is at 0
+            attn = attn.clamp(min=torch.finfo(attn.dtype).tiny)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         extra: Dict[str, List[Optional[Tensor]]] = {"attn": [attn], "inner_states": inner_states}
@@ -153,8 +157,10 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         """The layer whose attention is returned; None where nobody asked for any."""
         if alignment_layer is not None:
             return alignment_layer
-        last = self.layers[self.num_layers - 1]
-        return self.num_layers - 1 if last.need_attn and not self.training else None
+        asked = self.layers[self.num_layers - 1].need_attn
+        if self.training:
+            asked = self.trains_alignment
+        return self.num_layers - 1 if asked else None
 
     def run_layers(
         self,

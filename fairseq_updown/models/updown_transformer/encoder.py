@@ -10,7 +10,7 @@ from ...attention.copying import SourceWords
 from ...attention.cross import Memory
 from ...attention.encoder import SlotAttention
 from ...attention.functional import (
-    full_precision,
+    full_dtype,
     keep_in_graph,
     left_align_order,
     lowered,
@@ -67,7 +67,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
 
     def forward_scriptable(self, src_tokens: Tensor, *args: Any, **kwargs: Any) -> EncoderOut:
         """:meth:`encode` in the precision of `--updown-autocast`."""
-        with mixed_precision(self.autocast, src_tokens.device):
+        with mixed_precision(self.autocast, self.embed_tokens.weight):
             return self.encode(src_tokens, *args, **kwargs)
 
     def encode(
@@ -254,8 +254,8 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             order = left_align_order(~is_real)
             slot = torch.empty_like(order).scatter_(1, order, slot)
         order = order[:, :longest]
-        one = full_precision(self.embed_tokens.weight)
-        trace = SourceTrace(slot.clamp(max=longest - 1), is_real.to(one.dtype))
+        is_real = is_real.to(full_dtype(self.embed_tokens.weight))
+        trace = SourceTrace(slot.clamp(max=longest - 1), is_real)
         return src_tokens.gather(1, order), lengths, trace, order
 
     def pool(

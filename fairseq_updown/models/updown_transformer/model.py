@@ -68,11 +68,18 @@ class UpdownTransformerModel(TransformerModelBase):
                 "--left-pad-target: decoder blocks are counted from the first token of each row, "
                 "so targets must be padded on the right; leave it out"
             )
+        aligns = bool(getattr(task_cfg, "load_alignments", False))
+        if aligns and args.decoder_layerdrop:
+            raise ValueError(
+                f"--decoder-layerdrop {args.decoder_layerdrop} with --load-alignments: alignments "
+                "are learned by the last layer, which may be left out; leave out one of the two"
+            )
         _check_dictionaries(args, task)
         kept = prune_options(args)
         _write_back(cfg, args)
         model = super().build_model(TransformerConfig.from_namespace(args), task)
         model.kept = kept
+        model.decoder.trains_alignment = aligns
         return accelerate(model)
 
     @classmethod

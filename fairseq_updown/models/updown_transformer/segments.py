@@ -16,7 +16,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from ...attention.functional import full_precision
+from ...attention.functional import full_dtype, full_precision
 from ...attention.pooling import POOLINGS, PoolingFunction
 from ...attention.slots import BlockPooling, EarlierSlots, PooledBlocks
 from ...mass import TokenMass
@@ -128,7 +128,7 @@ def encode_segments(encoder: Any, tokens: Tensor, streaming: Streaming) -> Encod
     earlier = LayerSlots(encoder.compressors())
     parts = -(-tokens.size(1) // streaming.segment_size)
     size = max(1, streaming.memory_size // parts)
-    dtype = full_precision(encoder.embed_tokens.weight).dtype
+    dtype = full_dtype(encoder.embed_tokens.weight)
     memories: List[Encoded] = []
     for part in tokens.split(math.ceil(tokens.size(1) / parts), dim=1):
         place = torch.arange(part.size(1), device=part.device).unsqueeze(0)

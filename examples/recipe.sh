@@ -53,13 +53,14 @@ words() {
 
 # need_tools TOOL...: the programs must be there, and so must the plugin; sets user_dir.
 need_tools() {
-    local tool
+    local tool install
+    install="install all with: bash '$root/scripts/environment.sh' && source '$root/.venv/bin/activate'"
     for tool in python fairseq-preprocess fairseq-train fairseq-generate "$@"; do
         command -v "$tool" >/dev/null ||
-            die "$tool is not on PATH; install with: pip install -e '$root'"
+            die "$tool is not on PATH; $install"
     done
     user_dir=$(python -m fairseq_updown) ||
-        die "python cannot import fairseq_updown; install with: pip install -e '$root'"
+        die "python cannot import fairseq_updown; $install"
 }
 
 # claim_work DIR LINE...: a work directory belongs to one set of options.
@@ -90,6 +91,6 @@ preprocess() {
         --trainpref "$corpus/spm/train$kind" --validpref "$corpus/spm/valid$kind" \
         --testpref "$corpus/spm/test$kind" --srcdict "$corpus/spm/dict.txt" \
         --destdir "$binary.partial" --workers 2
-    cp "$corpus/spm/spm.model" "$binary.partial" # where summarize.py looks for it
+    cp "$corpus/spm/spm.model" "$binary.partial" # where updown-summarize looks for it
     mv "$binary.partial" "$binary"
 }

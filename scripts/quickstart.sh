@@ -67,7 +67,7 @@ if [ ! -d "$work/bin" ]; then
     --srcdict "$work/corpus/spm/dict.txt" --trainpref "$work/corpus/spm/train" \
     --validpref "$work/corpus/spm/valid" --testpref "$work/corpus/spm/test" \
     --workers 2 --destdir "$work/bin.partial" 2>&1 | grep -E 'sents|Wrote' || exit 1
-  cp "$work/corpus/spm/spm.model" "$work/bin.partial" # where summarize.py looks for it
+  cp "$work/corpus/spm/spm.model" "$work/bin.partial" # where updown-summarize looks for it
   mv "$work/bin.partial" "$work/bin"
 fi
 

@@ -109,8 +109,10 @@ SYSTEMS = {
     "longt5": (UPDOWN, "--updown-mixer longt5 --updown-pool-layers ''"),
     "luna": (UPDOWN, "--updown-mixer luna --updown-pool-layers ''"),
 }
-for name in ("updown", "blockwise", "pyramidion", "no pool", "longt5", "luna"):
-    SYSTEMS[f"{name} copy"] = (UPDOWN, f"{SYSTEMS[name][1]} --updown-copy")
+SYSTEMS |= {
+    f"{name} copy": (UPDOWN, f"{SYSTEMS[name][1]} --updown-copy")
+    for name in ("updown", "blockwise", "pyramidion", "no pool", "longt5", "luna")
+}
 
 _JSON_LINE = re.compile(r"\| (train_inner|train|valid) \| (\{.*\})$")
 

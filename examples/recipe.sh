@@ -76,21 +76,37 @@ claim_work() {
     printf '%s\n' "$settings" >"$work/settings"
 }
 
-# preprocess CORPUS BINARY SOURCE TARGET [KIND]: binarizes with the corpus's own dictionary, once;
-# KIND: of the texts, such as -450 for train-450.
+# binarize BINARY CORPUS OPTION...: fairseq-preprocess, once. Of two runs that share BINARY the second
+# waits; one with another corpus is refused.
+binarize() {
+    local binary=$1 corpus=$2 lock made_from
+    shift 2
+    made_from=$(cat "$corpus/report.json" 2>/dev/null | sha256sum)
+    mkdir -p "$(dirname "$binary")"
+    exec {lock}>"$binary.lock"
+    flock "$lock"
+    if [[ -d $binary ]]; then
+        [[ ! -e $binary/made-from || $(<"$binary/made-from") == "$made_from" ]] ||
+            die "$binary was made from another corpus than $corpus is now; choose another --data" \
+                "or remove it, and what was trained on it"
+        step "fairseq-preprocess: $binary is there"
+    else
+        step "fairseq-preprocess: $binary"
+        rm -rf "$binary.partial"
+        fairseq-preprocess "$@" --destdir "$binary.partial" --workers 2
+        echo "$made_from" >"$binary.partial/made-from"
+        mv -T "$binary.partial" "$binary"
+    fi
+    exec {lock}>&-
+}
+
+# preprocess CORPUS BINARY SOURCE TARGET [KIND]: binarizes with the corpus's own dictionary; KIND: of
+# the texts, such as -450 for train-450.
 preprocess() {
     local corpus=$1 binary=$2 kind=${5:-}
-    if [[ -d $binary ]]; then
-        step "fairseq-preprocess: $binary is there"
-        return
-    fi
-    step "fairseq-preprocess: $binary"
-    rm -rf "$binary.partial"
-    mkdir -p "$(dirname "$binary")"
-    fairseq-preprocess --source-lang "$3" --target-lang "$4" --joined-dictionary \
+    binarize "$binary" "$corpus" --source-lang "$3" --target-lang "$4" --joined-dictionary \
         --trainpref "$corpus/spm/train$kind" --validpref "$corpus/spm/valid$kind" \
-        --testpref "$corpus/spm/test$kind" --srcdict "$corpus/spm/dict.txt" \
-        --destdir "$binary.partial" --workers 2
-    cp "$corpus/spm/spm.model" "$binary.partial" # where updown-summarize looks for it
-    mv "$binary.partial" "$binary"
+        --testpref "$corpus/spm/test$kind" --srcdict "$corpus/spm/dict.txt"
+    # where updown-summarize looks for it
+    [[ -e $binary/spm.model ]] || cp "$corpus/spm/spm.model" "$binary"
 }

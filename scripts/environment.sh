@@ -12,14 +12,26 @@ case "${1:-}" in
 esac
 
 python=${PYTHON:-python3}
-if ! "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-  echo "environment.sh: '$python' is not Python 3.10 or newer with venv; set PYTHON=..." >&2
+fits='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
+if ! "$python" -c "$fits" 2>/dev/null; then
+  echo "environment.sh: '$python' is not Python 3.10 to 3.12 with venv; set PYTHON=..." >&2
   exit 1
 fi
 
-stamp=$(cat constraints.txt setup.py scripts/environment.sh | sha256sum | cut -d' ' -f1)
-if [ "$(cat .venv/complete 2>/dev/null)" = "$stamp" ]; then
+# Made here, from these files, by an interpreter that still runs, and by the one that PYTHON names.
+stamp=$({ pwd -P; cat constraints.txt setup.py scripts/environment.sh; } | sha256sum | cut -d' ' -f1)
+version() { "$1" -c 'import sys; print(sys.version)' 2>/dev/null; }
+if [ "$(cat .venv/complete 2>/dev/null)" = "$stamp" ] && version .venv/bin/python >/dev/null &&
+  { [ -z "${PYTHON:-}" ] || [ "$(version "$PYTHON")" = "$(version .venv/bin/python)" ]; }; then
   exit 0
+fi
+
+# What fairseq is built with: better missed now than in the middle of a build.
+headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+if ! command -v "${CXX:-c++}" >/dev/null || [ ! -e "$headers/Python.h" ]; then
+  echo "environment.sh: fairseq is built from source, with a C++ compiler and $headers/Python.h:" \
+    "install both (Debian and Ubuntu: g++ and python3-dev)" >&2
+  exit 1
 fi
 
 say() { printf '[environment] %s\n' "$*"; }

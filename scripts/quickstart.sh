@@ -66,7 +66,9 @@ if [ ! -d "$work/bin" ]; then
   "$bin/fairseq-preprocess" --source-lang src --target-lang tgt --joined-dictionary \
     --srcdict "$work/corpus/spm/dict.txt" --trainpref "$work/corpus/spm/train" \
     --validpref "$work/corpus/spm/valid" --testpref "$work/corpus/spm/test" \
-    --workers 2 --destdir "$work/bin.partial" 2>&1 | grep -E 'sents|Wrote' || exit 1
+    --workers 2 --destdir "$work/bin.partial" >"$work/preprocess.log" 2>&1 ||
+    { tail -n 5 "$work/preprocess.log" >&2; exit 1; }
+  grep -E 'sents|Wrote' "$work/preprocess.log"
   cp "$work/corpus/spm/spm.model" "$work/bin.partial" # where updown-summarize looks for it
   mv "$work/bin.partial" "$work/bin"
 fi
@@ -85,7 +87,8 @@ generated=$work/generated-$updates.txt
   --no-epoch-checkpoints --log-format simple --log-interval 25 \
   --save-dir "$work/checkpoints" 2>&1 | tee -a "$work/train.log" |
   grep --line-buffered -E 'train_inner|Loaded checkpoint|done training|Error' |
-  sed -u -E 's/^.*\| train_inner \| /  /; s/, (bsz|gnorm|clip|train_wall|wpb|ups)=[^,]*//g'
+  sed -u -E 's/^.*\| train_inner \| /  /; s/, (bsz|gnorm|clip|train_wall|wpb|ups)=[^,]*//g' ||
+  { tail -n 5 "$work/train.log" >&2; exit 1; }
 
 say "5/6 fairseq-generate on the test set"
 # What is quoted is nearly certain, so that more beams only end early, and headings begin alike.

@@ -35,6 +35,7 @@ parse_options "--bart --size --encoder-json --vocab-bpe --corpus --pretraining -
 --data --threads" "--tiny --scratch" "$@"
 if ((tiny)); then
     [[ -z $bart$encoder_json$vocab_bpe ]] || die "--tiny makes its own BART: leave out its files"
+    [[ -z $corpus || -d $corpus ]] || die "--corpus $corpus is not there"
     size=base tokens=${tokens:-4096} updates=${updates:-400} corpus=${corpus:-$data/corpus}
 else
     [[ $size == base || $size == large ]] || die "--size $size: choose base or large"
@@ -87,24 +88,11 @@ else
     search=(--min-len 50 --max-len-b 300 --lenpen 2.0 --no-repeat-ngram-size 3)
 fi
 
-# binarize FOLDER OPTION...: fairseq-preprocess with BART's dictionary, once.
-binarize() {
-    local folder=$1
-    shift
-    if [[ -d $folder ]]; then
-        step "fairseq-preprocess: $folder is there"
-        return
-    fi
-    step "fairseq-preprocess: $folder"
-    rm -rf "$folder.partial"
-    fairseq-preprocess "$@" --srcdict "$dict" --destdir "$folder.partial" --workers 2
-    mv "$folder.partial" "$folder"
-}
-binarize "$data/bin" --source-lang src --target-lang tgt --tgtdict "$dict" \
+binarize "$data/bin" "$corpus" --source-lang src --target-lang tgt --srcdict "$dict" --tgtdict "$dict" \
     --trainpref "$encoded/train" --validpref "$encoded/valid" --testpref "$encoded/test"
 
 if ((tiny && !scratch)) && [[ ! -e $bart/model.pt ]]; then
-    binarize "$data/bin-denoising" --only-source \
+    binarize "$data/bin-denoising" "$corpus" --only-source --srcdict "$dict" \
         --trainpref "$encoded/train.src" --validpref "$encoded/valid.src"
     step "fairseq-train: a small BART, up to $pretraining updates in $bart"
     fairseq-train "$data/bin-denoising" --cpu --task denoising --arch bart_base "${shape[@]}" \

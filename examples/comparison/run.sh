@@ -36,11 +36,15 @@ done
 need_tools
 mkdir -p "$work"
 
+# What was measured is printed without data, and without the picture.
+measuring=1
+[[ " ${rest[*]} " != *" --table "* ]] || measuring=0
+
 # Two calls of this script share the data: the second waits until the first has made it.
 exec 9>"$work/data.lock"
 flock 9
 
-if [[ " $sections " == *" summaries "* && -z $summaries ]]; then
+if [[ " $sections " == *" summaries "* && -z $summaries ]] && ((measuring)); then
     summaries=$work/summaries/data-bin
     if [[ ! -d $summaries ]]; then
         step "corpus of summaries: docstrings of the installed packages"
@@ -48,7 +52,7 @@ if [[ " $sections " == *" summaries "* && -z $summaries ]]; then
         preprocess "$work/summaries/corpus" "$summaries" src tgt
     fi
 fi
-if [[ " $sections " == *" translation "* && -z $translation ]]; then
+if [[ " $sections " == *" translation "* && -z $translation ]] && ((measuring)); then
     translation=$work/translation
     if [[ ! -d $translation/data-bin ]]; then
         step "corpus of translations: German to English, Debian's package descriptions"
@@ -60,7 +64,7 @@ fi
 exec 9>&-
 
 drawing=()
-if [[ " $sections " == *" cost "* && $sections == *" "* ]]; then
+if [[ " $sections " == *" cost "* && $sections == *" "* ]] && ((measuring)); then
     drawing=(--picture "$work/mixers.svg")
 fi
 step "comparison: rows in $work/mixers.json"

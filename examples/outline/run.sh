@@ -100,6 +100,7 @@ others=() first=
 tested=
 ((part == 1)) || tested=-test-part-$part # as quality.py names it
 for log in "$runs"/*/generate"$tested".log; do
+    [[ -e ${log%/*}/result$tested.json ]] || continue # of a run that has not ended
     name=$(basename "$(dirname "$log")")
     if [[ -z $first ]]; then
         first=$log

@@ -55,6 +55,7 @@ else
     [[ $system == transformer ]] || size+=(--updown-autocast bfloat16) # where it is faster
 fi
 
+[[ -z $corpus || -d $corpus ]] || die "--corpus $corpus is not there"
 work=${work:-$data/$system-$tokens}
 corpus=${corpus:-$data/corpus}
 binary=$data/data-bin

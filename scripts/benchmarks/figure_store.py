@@ -121,3 +121,13 @@ def code(path: Path) -> str:
 def plugin_source(left_out: frozenset[Path] = frozenset()) -> str:
     """A hash of what the plugin's files do, but for some."""
     return digest([code(path) for path in sorted(set(PLUGIN.rglob("*.py")) - left_out)])
+
+
+@cache
+def data_hash(folder: Path) -> str:
+    """A hash of the files that fairseq-preprocess made."""
+    found = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".bin", ".idx") or path.name.startswith("dict."):
+            found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:12]

@@ -7,13 +7,11 @@ among it, so adding a mixer leaves all other rows as they are.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +85,3 @@ def source(mixer: str, more: Sequence[Path] = ()) -> str:
     own = own_files(Path(inspect.getfile(mixers.MIXERS[name])))
     others = frozenset(set(MIXER_FILES.glob("*.py")) - own)
     return digest(plugin_source(others), [code(path) for path in more])
-
-
-@cache
-def data_hash(folder: Path) -> str:
-    """A hash of the files that fairseq-preprocess made."""
-    found = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".bin", ".idx") or path.name.startswith("dict."):
-            found.update(path.name.encode() + path.read_bytes())
-    return found.hexdigest()[:12]

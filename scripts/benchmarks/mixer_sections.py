@@ -22,8 +22,8 @@ import recall
 import steps
 import torch
 from fairseq.models import ARCH_CONFIG_REGISTRY
-from figure_store import digest
-from mixer_rows import Figures, Row, data_hash, options
+from figure_store import data_hash, digest
+from mixer_rows import Figures, Row, options
 from report import duration, mean
 from sacrebleu.metrics import BLEU, CHRF
 from systems import Setup, Work, build, with_options

@@ -40,6 +40,7 @@ import report
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import data_utils, indexed_dataset
+from figure_store import data_hash
 from filelock import FileLock
 from report import mean
 
@@ -312,6 +313,19 @@ def read_training_log(path: Path) -> dict[str, Any]:
     }
 
 
+def claim_out(out: Path, data: Path) -> None:
+    """Lets a folder of runs belong to one set of data.
+
+    Raises:
+        UserError: it has runs on others.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    kept, found = out / "data", data_hash(data) + "\n"
+    if kept.exists() and kept.read_text(encoding="utf-8") != found:
+        raise UserError(f"--out {out} has runs on other data than {data}: give another --out")
+    write_atomic(kept, found)
+
+
 def part_of_test(data: Path, part: int, out: Path) -> Path:
     """A folder like `data` with every `part`-th pair of its test set, made once.
 
@@ -351,10 +365,11 @@ def source_tokens_per_update(data: Path, limit: int, max_tokens: int) -> float:
 # -------------------------------------------------------------------------------------- the table
 
 
-def after(curve: list[tuple[float, ...]], updates: float) -> tuple[float, float]:
-    """Validation likelihood and ROUGE-L after so many updates, interpolated."""
+def after(curve: list[tuple[float, ...]], updates: float) -> tuple[float, ...]:
+    """Validation likelihood and ROUGE-L after so many updates, interpolated; not a number before
+    the first validation."""
     at, nll, rouge = np.array(curve).T
-    return float(np.interp(updates, at, nll)), float(np.interp(updates, at, rouge))
+    return tuple(float(np.interp(updates, at, found, left=np.nan)) for found in (nll, rouge))
 
 
 def table(results: dict[str, list[dict[str, Any]]], tokens_per_update: float) -> str:
@@ -438,6 +453,7 @@ def run(args: argparse.Namespace) -> None:
         checkpoint_utils.load_checkpoint_to_cpu(str(args.start))  # or it says what is wrong
     args.source_tokens = args.source_tokens or SIZES[args.size]["source"]
     args.updates = None if args.minutes else args.updates or 1000
+    claim_out(args.out, args.data)
     args.test = part_of_test(args.data, args.test_part, args.out)
     runs = [Run(args, system, seed) for seed in args.seeds for system in args.systems]
     if args.table_only:

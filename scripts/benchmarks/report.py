@@ -30,7 +30,9 @@ def duration(seconds: float) -> str:
 
 
 def mean(values: Sequence[float], digits: int = 2) -> str:
-    """The mean, and half the range where there are several values."""
+    """The mean, and half the range where there are several values; a dash if one is no number."""
+    if np.isnan(values).any():
+        return "-"
     spread = f" ±{(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{spread}"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -334,7 +335,7 @@ FAKE_TOOLS = {
     # a finished corpus (--out is its first option) takes seconds to find so
     "python": '[ "$1" = -m ] && echo plugin || [ -e "$3/report.json" ] || exec {python} "$@"',
     "fairseq-preprocess": 'for last; do true; done; while [ "$1" != --destdir ]; do shift; done\n'
-    'mkdir "$2"',
+    'mkdir "$2"; sleep "${{SLOW:-0}}"',
     "fairseq-train": 'while [ "$1" != --save-dir ]; do shift; done\n'
     'mkdir -p "$2"; touch "$2/checkpoint_best.pt"; exit ${{FAIL_TRAINING:-0}}',
     "fairseq-generate": 'printf "H-1\\t-0.1\\tx\\n"; n=40; [ -z "$LOSE_ONE" ] || n=39\n'
@@ -343,8 +344,8 @@ FAKE_TOOLS = {
 }
 
 
-def run_example(tmp_path: Path, *options: str, **variables: str) -> tuple[int, list[str], str]:
-    """Run run.sh with tools that only note their calls; return its status, calls and messages."""
+def make_tools(tmp_path: Path) -> Path:
+    """Tools that only note their calls, in the file that is returned."""
     binary = tmp_path / "bin"
     binary.mkdir(exist_ok=True)
     calls = tmp_path / "calls"
@@ -353,16 +354,29 @@ def run_example(tmp_path: Path, *options: str, **variables: str) -> tuple[int, l
         note = "" if name == "python" else f'echo "{name} $*" >> "{calls}"\n'
         (binary / name).write_text("#!/bin/sh\n" + note + body.format(python=sys.executable))
         (binary / name).chmod(0o755)
-    path = f"{binary}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", str(EXAMPLE / "run.sh"), *options],
+    return calls
+
+
+def start_example(
+    tmp_path: Path, *options: str, recipe: str = "translation", **variables: str
+) -> "subprocess.Popen[str]":
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
+        ["bash", str(EXAMPLE.parent / recipe / "run.sh"), *options],
         env={**os.environ, "PATH": path, **variables},
         cwd=tmp_path,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    return done.returncode, calls.read_text().splitlines(), done.stderr
+
+
+def run_example(tmp_path: Path, *options: str, **variables: str) -> tuple[int, list[str], str]:
+    """Run run.sh with :func:`make_tools`; return its status, calls and messages."""
+    calls = make_tools(tmp_path)
+    running = start_example(tmp_path, *options, **variables)
+    errors = running.communicate()[1]
+    return running.returncode, calls.read_text().splitlines(), errors
 
 
 def test_run_resumes_where_it_stopped(tmp_path: Path) -> None:
@@ -385,6 +399,31 @@ def test_run_resumes_where_it_stopped(tmp_path: Path) -> None:
     status, _, errors = run_example(tmp_path, *options, "--more")
     assert status == 2
     assert "made with other options" in errors
+
+
+def test_runs_share_data_but_not_with_another_corpus(tmp_path: Path) -> None:
+    own_text(tmp_path / "text")
+    options = ("--from-text", "text", "--vocab-size", "30", "--updates", "10", "--data", "data")
+    assert run_example(tmp_path, *options, "--work", "first")[0] == 0
+    shutil.rmtree(tmp_path / "data" / "data-bin")
+    calls = make_tools(tmp_path)
+    both = [
+        start_example(tmp_path, *options, "--work", name, SLOW="0.5") for name in ("one", "two")
+    ]
+    told = [running.communicate()[1] for running in both]
+    assert [running.returncode for running in both] == [0, 0], told
+    assert calls.read_text().count("fairseq-preprocess") == 1
+    with (tmp_path / "data" / "corpus" / "report.json").open("a") as report:
+        report.write("\n")
+    status, calls_made, errors = run_example(tmp_path, *options, "--work", "first")
+    assert (status, calls_made) == (2, [])
+    assert "data/data-bin was made from another corpus than data/corpus is now" in errors
+
+
+def test_a_corpus_that_is_not_there_is_no_order_to_fetch_another(tmp_path: Path) -> None:
+    status, calls, errors = run_example(tmp_path, "--corpus", "mine", recipe="summarization")
+    assert (status, calls) == (2, [])
+    assert "--corpus mine is not there" in errors
 
 
 def test_run_trains_for_minutes_and_for_more(tmp_path: Path) -> None:

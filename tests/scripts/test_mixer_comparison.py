@@ -12,7 +12,7 @@ import mixer_sections
 import mixers
 import pytest
 import systems
-from figure_store import PLUGIN, Store, code, plugin_source
+from figure_store import PLUGIN, Store, code, data_hash, plugin_source
 from mixer_rows import Row
 from mixer_sections import SECTIONS
 from mixers import KIND
@@ -285,7 +285,7 @@ def test_a_key_names_all_that_figures_depend_on(tmp_path: Path) -> None:
     assert {"torch", "fairseq", "python", "cpu", "gpu", "threads", "data", "source"} <= set(
         key["environment"]
     )
-    mixer_rows.data_hash.cache_clear()
+    data_hash.cache_clear()
     (tmp_path / "train.src-tgt.src.bin").write_bytes(b"two")
     assert SECTIONS["summaries"].key(row, args)["environment"]["data"] != key["environment"]["data"]
 

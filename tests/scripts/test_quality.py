@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Dict, List
@@ -69,6 +70,9 @@ def test_table_compares_at_the_time_of_the_fastest() -> None:
     assert (rows[0]["nll, 40 s"], rows[1]["nll, 40 s"]) == ("6.000 ±0.000", "8.000")
     assert (rows[0]["tokens/s"], rows[1]["tokens/s"]) == ("50", "25")
     assert (rows[0]["valid nll"], rows[1]["valid nll"]) == ("6.000 ±0.000", "5.000")
+    slow["train"]["updates per second"] = 0.24  # not one validation in that time
+    line = quality.table(results, 100.0).splitlines()[3]
+    assert line.split("|")[7:9] == [" - ", " - "]
 
 
 def arguments(work: Path, out: Path, *more: str) -> List[str]:
@@ -101,6 +105,11 @@ def test_systems_run_once_and_other_options_are_refused(
     assert [p.stat().st_mtime for p in tmp_path.rglob("checkpoint_last.pt")] == stamps
     with pytest.raises(SystemExit, match="was made with other options"):
         quality.main(arguments(work, tmp_path, "--systems", "updown", "--", "--lr", "0.1"))
+    shutil.copytree(work / "bin", tmp_path / "other" / "bin")
+    with (tmp_path / "other" / "bin" / "dict.src.txt").open("a") as dictionary:
+        dictionary.write("new 1\n")
+    with pytest.raises(SystemExit, match="has runs on other data than"):
+        quality.main(arguments(tmp_path / "other", tmp_path, "--systems", "updown"))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import shutil
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -69,7 +70,10 @@ def replace_torn(last: Path) -> None:
     that instant, or a full disk, tears them. Where none is whole, the torn one is set aside.
     Several processes may do this at once.
     """
-    if not last.is_file() or not is_torn(last):
+    try:
+        if not is_torn(last):
+            return
+    except FileNotFoundError:  # there is none, or another process has set it aside
         return
     found: Dict[int, Path] = {}
     for path in last.parent.glob("checkpoint*.pt"):
@@ -80,7 +84,8 @@ def replace_torn(last: Path) -> None:
     if not found:
         aside = last.with_name(f"{last.name}.torn")
         logger.warning("%s is torn and no checkpoint beside it is whole: now %s", last, aside)
-        last.replace(aside)
+        with suppress(FileNotFoundError):
+            last.replace(aside)
         return
     newest = found[max(found)]
     logger.warning("%s is torn: going on from %s, at %d updates", last, newest.name, max(found))
@@ -113,6 +118,9 @@ def _load_whole_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
     # Shards have a suffix, and must all be of the same update.
     if cfg.restore_file == "checkpoint_last.pt" and not trainer.checkpoint_suffix:
         replace_torn(Path(cfg.save_dir, cfg.restore_file))
+    # Else the first process sends what it loaded to the others, in classes that torch's safe loader
+    # refuses there, and without the options beside the parameters.
+    cfg.load_checkpoint_on_all_dp_ranks = True
     return _load_checkpoint(cfg, trainer, **kwargs)
 
 
@@ -159,9 +167,7 @@ def stored_options(state_dict: Dict[str, Any]) -> Dict[str, Any]:
 def _attach_options(state: Dict[str, Any]) -> Dict[str, Any]:
     """fairseq hands a model the parameters alone; what they mean depends on options besides."""
     if isinstance(state.get("model"), dict):
-        # this very class, for torch's safe loader, by which fairseq sends it to other processes,
-        # takes attributes of no other
-        weights: Any = OrderedDict(state["model"])
+        weights: Any = OrderedDict(state["model"])  # a dict takes no attributes
         weights.options = _plain_options(state)
         state["model"] = weights
     return state

@@ -43,7 +43,8 @@ QUANTIZATIONS = ("int8", "int8_float32", "int16", "float16", "bfloat16", "float3
 def to_fairseq(state: dict[str, Any], form: StockForm) -> dict[str, Any]:
     """A checkpoint of plain values and tensors, so that torch's safe loader takes it anywhere."""
     cfg: Any = OmegaConf.to_container(state["cfg"], enum_to_str=True)
-    cfg.update(model=form.model, task=form.task, criterion=None, scoring=None)
+    cfg.update(model=form.model, task=form.task, scoring=None)
+    cfg["criterion"] = {"_name": "cross_entropy", "sentence_avg": False}
     cfg["common"]["user_dir"] = None
     history = dict(state["optimizer_history"][-1]) if state.get("optimizer_history") else {}
     return {
@@ -81,7 +82,8 @@ def write_ctranslate2(form: StockForm, data: Path, out: Path, quantization: str 
             converters.FairseqConverter(str(stock), str(data)).convert(
                 str(partial), quantization=quantization, force=True
             )
-        except ValueError as error:  # what its format has no place for, by name
+        # what its format has no place for: by name, or what it misses in the model
+        except (ValueError, AttributeError) as error:
             raise UserError(f"ctranslate2 does not take this model: {error}") from error
 
 

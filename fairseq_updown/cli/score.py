@@ -61,9 +61,14 @@ _LOG_LINE = re.compile(r"([STHD])-([0-9]{1,15})\t(.*)")
 
 
 class Samples(NamedTuple):
-    """Aligned texts in the order of the sample numbers; None for what was not given."""
+    """Aligned texts in the order of the sample numbers; None for what was not given.
+
+    Attributes:
+        lines: of each file.
+    """
 
     ids: list[int]
+    lines: int
     references: list[str]
     hypotheses: list[str] | None
     sources: list[str] | None
@@ -145,11 +150,15 @@ def read_samples(args: argparse.Namespace) -> Samples:
         return [texts[name][key] for key in keys] if texts.get(name) else None
 
     others = (column(name) for name in ("hypotheses", "sources", "bodies"))
-    return Samples(keys, [texts["references"][key] for key in keys], *others)
+    lines = next(iter(counted.values()), keys[-1] + 1)
+    return Samples(keys, lines, [texts["references"][key] for key in keys], *others)
 
 
-def read_others(given: Sequence[str], keys: Sequence[int]) -> dict[str, list[str]]:
+def read_others(given: Sequence[str], keys: Sequence[int], count: int) -> dict[str, list[str]]:
     """The outputs of other systems for the same samples, by name: of a log, or one a line.
+
+    Args:
+        count: lines of a file.
 
     Raises:
         UserError: an option is not NAME=FILE, a name comes twice, or a sample is missing
@@ -162,6 +171,11 @@ def read_others(given: Sequence[str], keys: Sequence[int]) -> dict[str, list[str
         lines = read_lines(Path(path), "--other")
         is_log = any(line.startswith(("H-", "D-")) and _LOG_LINE.fullmatch(line) for line in lines)
         texts = read_log(Path(path), "--other")["H"] if is_log else dict(enumerate(lines))
+        if not is_log and len(lines) != count:
+            raise UserError(
+                f"--other {option} has {len(lines)} lines, where there are {count} samples: give "
+                "all of the same subset"
+            )
         lost = [key for key in keys if key not in texts]
         if lost:
             raise UserError(
@@ -391,7 +405,7 @@ def run(args: argparse.Namespace) -> None:
     if not (samples.hypotheses or samples.sources or samples.bodies or args.other):
         raise UserError("nothing to score: give --generated, --hypotheses, or --sources FILE")
     check_headings(args, samples)
-    others = read_others(args.other, samples.ids)
+    others = read_others(args.other, samples.ids, samples.lines)
     result = evaluate(samples, others, args.lead_words, not args.no_stemmer)
     print(table(result))
     if args.headings:

@@ -10,10 +10,12 @@ from fairseq.scoring import BaseScorer, register_scorer
 
 SEPARATOR = "|"  # a word between headings: one sentencepiece, and in no heading
 
+_ROMAN = r"(?=[ivxlc])c{0,3}(?:xc|xl|l?x{0,3})(?:ix|iv|v?i{0,3})"
 _NUMBER = re.compile(
-    r"(?:(?:section|appendix|annex|chapter|part)\s+\w{1,4}"  # of the first level
-    r"|\d+[a-z]?|[a-z](?=[.:)])|[ivxlc]+(?=[.:)]))"
-    r"(?:[.-]\w{1,4})*[.:)]*(?=\s)"  # of the others
+    r"(?:(?:section|appendix|annex|chapter|part)\s+"  # of the first level
+    rf"(?:\d+[a-z]?|[a-z]|{_ROMAN})(?=[\s.:)-])"
+    rf"|\d+(?:[a-z](?=[.:)-]))?|[a-z](?=[.:)])|{_ROMAN}(?=[.:)]))"
+    r"(?:\.\w{1,4}|-(?:\d+|[a-z])(?!\w))*[.:)]*(?=\s)"  # of the others
 )
 _WORD = re.compile(r"\w+")
 

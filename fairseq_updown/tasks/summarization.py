@@ -3,6 +3,7 @@
 import json
 import logging
 from argparse import Namespace
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -129,7 +130,7 @@ class SummarizationTask(TranslationTask):
             logger.warning(
                 "--max-source-positions %d: the model was trained with %d", asked, trained
             )
-            with open_dict(cfg):
+            with nullcontext() if isinstance(cfg, Namespace) else open_dict(cfg):
                 cfg.max_source_positions = asked
         if from_checkpoint and _was_trained_with_bos(cfg) and not self.cfg.prepend_bos:
             logger.info("--prepend-bos, for the checkpoint was trained with it")
@@ -339,6 +340,7 @@ class SummarizationTask(TranslationTask):
     def valid_step(self, sample: Dict[str, Any], model: Any, criterion: Any) -> Any:
         loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
         if self.cfg.eval_rouge:
+            sample = dict(sample)  # fairseq may hold on to it, for steps in which others train
             found = self.inference_step(self.rouge_generator, [model], sample)
             hypotheses = [self._text(best[0]["tokens"]) for best in found]
             references = [self._text(tokens, reference=True) for tokens in sample["target"]]
@@ -419,7 +421,10 @@ def _parse_json_object(cfg: SummarizationConfig, name: str) -> Dict[str, Any]:
 
 
 def _was_trained_with_bos(model_cfg: Any) -> bool:
-    """Whether the checkpoint that a model's options are from says so, in those of its task."""
+    """Whether the checkpoint that a model's options are from says so, in those of its task. An
+    architecture without a configuration, such as fairseq's `bart_large`, has all in one."""
+    if isinstance(model_cfg, Namespace):
+        return bool(getattr(model_cfg, "prepend_bos", False))
     parent = model_cfg._get_parent() if isinstance(model_cfg, DictConfig) else None
     task = parent.get("task") if isinstance(parent, DictConfig) else None
     return bool(task is not None and getattr(task, "prepend_bos", False))

@@ -59,6 +59,15 @@ def test_a_bart_becomes_a_stock_model(work: Path, tmp_path: Path) -> None:
     assert generate(work, tmp_path / "stock.pt") == ours
 
 
+def test_a_summarizer_validates_in_stock_fairseq(work: Path, tmp_path: Path) -> None:
+    stored = train(work, tmp_path / "ours.pt", "--task", "summarization")
+    run("updown-export", stored, "--to", "fairseq", tmp_path / "stock.pt")
+    printed = run("fairseq-validate", work / "bin", "--path", tmp_path / "stock.pt", "--cpu",
+        *("--task", "translation", "--valid-subset", "test", "--max-tokens", 500))  # fmt: skip
+    assert "Traceback" not in printed
+    assert re.search(r"valid on 'test' subset \| loss \d", printed)
+
+
 def test_it_trains_on_in_stock_fairseq(work: Path, tmp_path: Path) -> None:
     stored = train(work, tmp_path / "ours.pt")
     run("updown-export", stored, "--to", "fairseq", tmp_path / "stock.pt")

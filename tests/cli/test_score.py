@@ -308,7 +308,7 @@ def test_places_are_in_pieces_of_the_model(
         (["--other", "theirs"], "--other theirs: give NAME=FILE"),
         (["--other", "model=found"], "with another name for each"),
         (["--other", "a=found", "--other", "a=found"], "with another name for each"),
-        (["--other", "a=short"], "has no sample 1: give all of the same subset"),
+        (["--other", "a=short"], "a=short has 1 lines, where there are 2 samples: give all of the"),
         (["--other", "a=found", "--json", "found"], "would replace"),
         (["--json", "new", "--picture", "new", "--headings"], "are both .*new: give different"),
     ],

@@ -11,7 +11,9 @@ import pytest
 import torch
 from commands import PLUGIN, run
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE
+from fairseq.models.transformer import base_architecture
 from tiny_gpt2 import WORDS, make_data, make_files
+from toy import STOCK
 
 from fairseq_updown.cli import highlight
 from fairseq_updown.data.bpe import ForgivingGPT2, build_bpe
@@ -94,6 +96,17 @@ def strip(tokens: torch.Tensor) -> List[int]:
 def test_alignments_of_sources_without_it_are_refused(data: Path) -> None:
     with pytest.raises(ValueError, match="--load-alignments: the alignments count tokens without"):
         make_task(data, prepend_bos=True, load_alignments=True)
+
+
+def test_a_checkpoint_of_an_old_architecture_is_built_as_it_was_trained(data: Path) -> None:
+    """fairseq keeps all options of one that has no configuration, such as `bart_large`, in one."""
+    trained = Namespace(**STOCK, arch="transformer", prepend_bos=True)
+    trained.max_source_positions = trained.max_target_positions = 32
+    base_architecture(trained)
+    task = make_task(data, max_source_positions=64)
+    model = task.build_model(trained, from_checkpoint=True)
+    assert task.cfg.prepend_bos
+    assert model.max_positions() == (64, 32)
 
 
 def test_the_decoder_is_made_to_begin_with_it_unless_a_prefix_is_given(data: Path) -> None:

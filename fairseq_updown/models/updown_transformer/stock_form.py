@@ -67,6 +67,8 @@ def stock_form(state: Dict[str, Any], path: str, force: bool = False) -> StockFo
             "without, and writes other text"
         )
     stock_task = {x.name: task[x.name] for x in fields(TranslationConfig) if x.name in task}
+    for name in ("max_source_positions", "max_target_positions"):  # fairseq's task needs numbers
+        stock_task[name] = getattr(args, name)
     return StockForm(
         {key: value for key, value in state["model"].items() if not is_own(key)},
         _stock_options(args),

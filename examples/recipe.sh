@@ -76,12 +76,13 @@ claim_work() {
     printf '%s\n' "$settings" >"$work/settings"
 }
 
-# binarize BINARY CORPUS OPTION...: fairseq-preprocess, once. Of two runs that share BINARY the second
-# waits; one with another corpus is refused.
+# binarize BINARY CORPUS BESIDE OPTION...: fairseq-preprocess, once, and a file beside, if any. Of two
+# runs that share BINARY the second waits; one with another corpus is refused.
 binarize() {
-    local binary=$1 corpus=$2 lock made_from
-    shift 2
-    made_from=$(cat "$corpus/report.json" 2>/dev/null | sha256sum)
+    local binary=$1 corpus=$2 beside=$3 lock made_from
+    shift 3
+    [[ -e $corpus/report.json ]] || die "$corpus has no report.json: make it with updown-prepare"
+    made_from=$(sha256sum <"$corpus/report.json")
     mkdir -p "$(dirname "$binary")"
     exec {lock}>"$binary.lock"
     flock "$lock"
@@ -94,6 +95,7 @@ binarize() {
         step "fairseq-preprocess: $binary"
         rm -rf "$binary.partial"
         fairseq-preprocess "$@" --destdir "$binary.partial" --workers 2
+        [[ -z $beside ]] || cp "$beside" "$binary.partial"
         echo "$made_from" >"$binary.partial/made-from"
         mv -T "$binary.partial" "$binary"
     fi
@@ -104,9 +106,8 @@ binarize() {
 # the texts, such as -450 for train-450.
 preprocess() {
     local corpus=$1 binary=$2 kind=${5:-}
-    binarize "$binary" "$corpus" --source-lang "$3" --target-lang "$4" --joined-dictionary \
+    # updown-summarize looks for the model in the data's folder
+    binarize "$binary" "$corpus" "$corpus/spm/spm.model" --source-lang "$3" --target-lang "$4" --joined-dictionary \
         --trainpref "$corpus/spm/train$kind" --validpref "$corpus/spm/valid$kind" \
         --testpref "$corpus/spm/test$kind" --srcdict "$corpus/spm/dict.txt"
-    # where updown-summarize looks for it
-    [[ -e $binary/spm.model ]] || cp "$corpus/spm/spm.model" "$binary"
 }

@@ -18,6 +18,9 @@ if ! "$python" -c "$fits" 2>/dev/null; then
   exit 1
 fi
 
+# Not the one of .venv, which a shell may have activated and which may go.
+python=$("$python" -c 'import sys; print(sys._base_executable)')
+
 # Made here, from these files, by an interpreter that still runs, and by the one that PYTHON names.
 stamp=$({ pwd -P; cat constraints.txt setup.py scripts/environment.sh; } | sha256sum | cut -d' ' -f1)
 version() { "$1" -c 'import sys; print(sys.version)' 2>/dev/null; }
@@ -28,7 +31,8 @@ fi
 
 # What fairseq is built with: better missed now than in the middle of a build.
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
-if ! command -v "${CXX:-c++}" >/dev/null || [ ! -e "$headers/Python.h" ]; then
+compiler=${CXX:-c++}
+if ! command -v "${compiler%% *}" >/dev/null || [ ! -e "$headers/Python.h" ]; then
   echo "environment.sh: fairseq is built from source, with a C++ compiler and $headers/Python.h:" \
     "install both (Debian and Ubuntu: g++ and python3-dev)" >&2
   exit 1

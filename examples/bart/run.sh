@@ -88,11 +88,11 @@ else
     search=(--min-len 50 --max-len-b 300 --lenpen 2.0 --no-repeat-ngram-size 3)
 fi
 
-binarize "$data/bin" "$corpus" --source-lang src --target-lang tgt --srcdict "$dict" --tgtdict "$dict" \
+binarize "$data/bin" "$corpus" "" --source-lang src --target-lang tgt --srcdict "$dict" --tgtdict "$dict" \
     --trainpref "$encoded/train" --validpref "$encoded/valid" --testpref "$encoded/test"
 
 if ((tiny && !scratch)) && [[ ! -e $bart/model.pt ]]; then
-    binarize "$data/bin-denoising" "$corpus" --only-source --srcdict "$dict" \
+    binarize "$data/bin-denoising" "$corpus" "" --only-source --srcdict "$dict" \
         --trainpref "$encoded/train.src" --validpref "$encoded/valid.src"
     step "fairseq-train: a small BART, up to $pretraining updates in $bart"
     fairseq-train "$data/bin-denoising" --cpu --task denoising --arch bart_base "${shape[@]}" \

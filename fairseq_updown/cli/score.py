@@ -64,11 +64,11 @@ class Samples(NamedTuple):
     """Aligned texts in the order of the sample numbers; None for what was not given.
 
     Attributes:
-        lines: of each file.
+        lines: of each file; None where there is a log alone.
     """
 
     ids: list[int]
-    lines: int
+    lines: int | None
     references: list[str]
     hypotheses: list[str] | None
     sources: list[str] | None
@@ -150,15 +150,17 @@ def read_samples(args: argparse.Namespace) -> Samples:
         return [texts[name][key] for key in keys] if texts.get(name) else None
 
     others = (column(name) for name in ("hypotheses", "sources", "bodies"))
-    lines = next(iter(counted.values()), keys[-1] + 1)
+    lines = next(iter(counted.values()), None)
     return Samples(keys, lines, [texts["references"][key] for key in keys], *others)
 
 
-def read_others(given: Sequence[str], keys: Sequence[int], count: int) -> dict[str, list[str]]:
+def read_others(
+    given: Sequence[str], keys: Sequence[int], count: int | None
+) -> dict[str, list[str]]:
     """The outputs of other systems for the same samples, by name: of a log, or one a line.
 
     Args:
-        count: lines of a file.
+        count: lines that a file must have, if known.
 
     Raises:
         UserError: an option is not NAME=FILE, a name comes twice, or a sample is missing
@@ -171,7 +173,7 @@ def read_others(given: Sequence[str], keys: Sequence[int], count: int) -> dict[s
         lines = read_lines(Path(path), "--other")
         is_log = any(line.startswith(("H-", "D-")) and _LOG_LINE.fullmatch(line) for line in lines)
         texts = read_log(Path(path), "--other")["H"] if is_log else dict(enumerate(lines))
-        if not is_log and len(lines) != count:
+        if not is_log and count not in (None, len(lines)):
             raise UserError(
                 f"--other {option} has {len(lines)} lines, where there are {count} samples: give "
                 "all of the same subset"

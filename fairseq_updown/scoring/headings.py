@@ -12,10 +12,11 @@ SEPARATOR = "|"  # a word between headings: one sentencepiece, and in no heading
 
 _ROMAN = r"(?=[ivxlc])c{0,3}(?:xc|xl|l?x{0,3})(?:ix|iv|v?i{0,3})"
 _NUMBER = re.compile(
-    r"(?:(?:section|appendix|annex|chapter|part)\s+"  # of the first level
-    rf"(?:\d+[a-z]?|[a-z]|{_ROMAN})(?=[\s.:)-])"
-    rf"|\d+(?:[a-z](?=[.:)-]))?|[a-z](?=[.:)])|{_ROMAN}(?=[.:)]))"
-    r"(?:\.\w{1,4}|-(?:\d+|[a-z])(?!\w))*[.:)]*(?=\s)"  # of the others
+    r"(?:(?:section|appendix|annex|chapter|part)\s+"
+    rf"(?:\d+[a-z]?|([a-z])\1?\d{{0,2}}|{_ROMAN})(?=[\s.:)-])(?:[.-]\w{{1,4}})*"
+    rf"|(?!i\.e\.|e\.g\.)(?:\d+(?:[a-z](?=[.:)-]))?|(?:[a-z]|{_ROMAN})(?=[.:)]))"
+    r"(?:\.\w{1,4}|-(?:\d+|[a-z](?=[.:)])))*)"  # of further levels
+    r"[.:)]*(?=\s)"
 )
 _WORD = re.compile(r"\w+")
 

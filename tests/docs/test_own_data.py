@@ -28,7 +28,7 @@ PAGES = {
         },
     ),
     "README.md": (
-        r"^pip [^\n]*fairseq-fixed \.\n\n(.*?)```",
+        r"^source [^\n]*\n\n(.*?)```",
         {
             "--tsv pairs.tsv --out corpus": "--tsv documents.tsv --out corpus --vocab-size 60",
             "--arch updown_transformer_arxiv": "--arch updown_transformer_tiny",

@@ -240,6 +240,8 @@ def test_alignments_are_learned(name: str) -> None:
     expected = -attention[align[:, 1], align[:, 0]].log().sum()
     assert logged["alignment_loss"] == pytest.approx(float(expected), rel=1e-4)
     loss.backward()
+    with torch.no_grad():
+        assert criterion(model.eval(), sample)[0].isfinite()
     gradient = model.decoder.layers[-1].encoder_attn.q_proj.weight.grad
     assert gradient.isfinite().all()
     assert gradient.abs().max() > 0

@@ -139,7 +139,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             x, memory, decoding, asked, continuation
         )
         attn = alignment(aligned, alignment_heads, encoder_out, x.dtype)
-        if attn is not None and self.training:  # its logarithm is taken; what no slot has is at 0
+        if attn is not None and self.trains_alignment:  # its logarithm is taken; some share is 0
             attn = attn.clamp(min=torch.finfo(attn.dtype).tiny)
         if self.layer_norm is not None:
             x = self.layer_norm(x)

@@ -80,6 +80,7 @@ def fit_quotations(state_dict: Dict[str, Tensor]) -> None:
     if _AGREEMENT not in state_dict:
         state_dict[_AGREEMENT] = stored.new_zeros(1)
     if _WRITES_END not in state_dict:
+        logger.info("--updown-copy: as the checkpoint was trained, ends of sources are copied, too")
         state_dict[_WRITES_END] = stored.new_zeros(1)
     if _READ not in state_dict:
         logger.warning(

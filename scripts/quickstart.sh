@@ -8,12 +8,11 @@
 #   --work DIR    where corpus, checkpoints and results go (default: work/quickstart)
 #   --updates N   training updates (default: 600); raise it later to train on
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 work=work/quickstart updates=600
 while [ $# -gt 0 ]; do
   case "$1" in
-    --work) work=${2:?--work needs a directory}; shift 2 ;;
+    --work) work=$(realpath -m -- "${2:?--work needs a directory}"); shift 2 ;;
     --updates) updates=${2:?--updates needs a number}; shift 2 ;;
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) echo "quickstart.sh: unknown argument '$1'; try --help" >&2; exit 2 ;;
@@ -22,6 +21,7 @@ done
 case "$updates" in
   '' | *[!0-9]*) echo "quickstart.sh: --updates '$updates' is not a number" >&2; exit 2 ;;
 esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { printf '\n[quickstart %4d s] %s\n' "$SECONDS" "$*"; }
 
@@ -56,9 +56,17 @@ model=(
 # Later steps build on the corpus and the model; where one of them is new, they start anew.
 made_of=$({ cat "$report"; echo "${model[@]}"; } | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$work/made-of.sha256" 2>/dev/null)" != "$made_of" ]; then
-  rm -rf "$work/bin" "$work/checkpoints" "$work"/generated-*.txt
+  rm -rf "$work/bin" "$work/checkpoints" "$work/updates" "$work"/generated-*.txt
   echo "$made_of" >"$work/made-of.sha256"
 fi
+
+before=$(cat "$work/updates" 2>/dev/null || echo 0)
+if [ "$before" -gt "$updates" ]; then
+  echo "quickstart.sh: the model in $work is trained for $before updates: give --updates $before or" \
+    "more, or another --work" >&2
+  exit 2
+fi
+echo "$updates" >"$work/updates"
 
 say "3/6 fairseq-preprocess"
 if [ ! -d "$work/bin" ]; then

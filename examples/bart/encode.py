@@ -2,11 +2,13 @@
 """Encode a corpus of updown-prepare as BART's data is: with GPT-2's byte pair encoding.
 
 CORPUS/raw/{train,valid,test}.{src,tgt} become the same names under --out, a document a line, its
-pieces' numbers between spaces. A file is written whole or not at all, and one that is there stays.
+pieces' numbers between spaces. A file is written whole or not at all, and one that is there stays,
+if it was made from this corpus by these byte pairs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +16,35 @@ from typing import Any
 
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 
-from fairseq_updown.cli.support import CommandParser, UserError, positive, progress, run_command
+from fairseq_updown.cli.support import (
+    REPORT,
+    CommandParser,
+    UserError,
+    positive,
+    progress,
+    run_command,
+    write_atomic,
+)
 from fairseq_updown.data.files import read_lines, write_lines
 from fairseq_updown.data.workers import map_by_workers
+
+
+def claim_out(out: Path, made_from: Sequence[Path]) -> None:
+    """Lets a folder of encoded texts belong to what they are made from.
+
+    Raises:
+        UserError: they are made from something else
+    """
+    digest = hashlib.sha256(b"".join(hashlib.sha256(p.read_bytes()).digest() for p in made_from))
+    kept = out / "made-from"
+    if out.exists() and any(out.iterdir()) and not kept.exists():
+        raise UserError(f"{out} does not say what it was made from: remove it, or give another")
+    if kept.exists() and kept.read_text(encoding="utf-8") != digest.hexdigest():
+        raise UserError(
+            f"{out} was made from another corpus, or by other byte pairs: remove it and what was "
+            "made from it, or give another"
+        )
+    write_atomic(kept, digest.hexdigest())
 
 
 def run(args: Any) -> None:
@@ -39,7 +67,9 @@ def run(args: Any) -> None:
     missing = [name for name in names if not (args.corpus / "raw" / name).is_file()]
     if missing:
         raise UserError(f"{args.corpus}/raw has no {missing[0]}: make it with updown-prepare")
-    args.out.mkdir(parents=True, exist_ok=True)
+    if not (args.corpus / REPORT).is_file():
+        raise UserError(f"{args.corpus} has no {REPORT}: make it with updown-prepare")
+    claim_out(args.out, (args.corpus / REPORT, *files))
     for name in names:
         encoded = args.out / name
         if not encoded.exists():

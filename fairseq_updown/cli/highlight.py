@@ -363,6 +363,8 @@ def outputs(args: argparse.Namespace) -> tuple[Path, Path | None]:
         check_writable(flag, path)
         if args.file != STDIN and same_file(path, args.file):
             raise UserError(f"{flag} {path} would replace the document: give another file")
+    if not args.png and png.exists() and not args.out.exists():
+        raise UserError(f"{png} would be replaced by the chart: give --png FILE, or another --out")
     if same_file(png, args.out):
         raise UserError(f"--out and --png are both {png}: give different files")
     if importlib.util.find_spec("matplotlib"):

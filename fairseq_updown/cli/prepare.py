@@ -51,6 +51,7 @@ KIND = "document corpus"
 NAMES = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
 FOLDER_NAMES = "train, valid (or val) and test"
 EVAL_DOCUMENTS = 250
+FIELDS = ("article_text", "abstract_text")  # the published names
 WARNINGS = 5  # shown of each kind
 SUMMARY = ".summary.txt"
 _TAGS = re.compile(r"</?S>")  # around each sentence of the published abstracts
@@ -138,10 +139,16 @@ def from_json(place: str, line: bytes, fields: tuple[str, str]) -> tuple[str, st
 
 
 class TsvFile:
-    """Reads the lines of one file of tab-separated text, of which the first may be a header."""
+    """Reads the lines of one file of tab-separated text, of which the first may be a header.
 
-    def __init__(self, fields: tuple[str, str]) -> None:
+    Args:
+        fields: the columns to take, where there is a header.
+        named: whether it must have them, however many columns there are.
+    """
+
+    def __init__(self, fields: tuple[str, str], named: bool) -> None:
         self.fields = fields
+        self.named = named
         self.width = 2
         self.columns = (0, 1)
         self.started = False
@@ -158,6 +165,11 @@ class TsvFile:
         if first and len(columns) > 1 and all(len(name.split()) == 1 for name in columns):
             self.read_header(place, [name.strip() for name in columns])
             raise Unfit(f"header line: it names {', '.join(map(repr, columns))}")
+        if first and self.named:
+            raise UserError(
+                f"{place} is no header, so that no column is called {' or '.join(self.fields)}: "
+                "give the file one, or leave out --source-field and --target-field"
+            )
         if len(columns) != self.width:
             count = {2: "two"}.get(self.width, self.width)
             raise Unfit(f"not {count} columns: {len(columns) - 1} tabs in the line")
@@ -169,7 +181,7 @@ class TsvFile:
         self.width = len(names)
         if all(field in names for field in self.fields):
             self.columns = (names.index(self.fields[0]), names.index(self.fields[1]))
-        elif len(names) > 2:
+        elif self.named or len(names) > 2:
             raise UserError(
                 f"{place} names the columns {', '.join(names)}: choose two of them with "
                 "--source-field and --target-field"
@@ -300,13 +312,19 @@ def input_files(paths: Iterable[Path]) -> list[Path]:
     ]
 
 
+def fields_of(args: argparse.Namespace) -> tuple[str, str]:
+    """The names of the document's field or column, and of the summary's."""
+    return args.source_field or FIELDS[0], args.target_field or FIELDS[1]
+
+
 def items_of(form: str, path: Path, args: argparse.Namespace) -> Iterator[Item]:
     """The items in one file or directory."""
-    fields = (args.source_field, args.target_field)
+    fields = fields_of(args)
     if form == "directory":
         return files_of(path)
     if form == "tsv":
-        return lines_of(path, TsvFile(fields))
+        named = args.source_field is not None or args.target_field is not None
+        return lines_of(path, TsvFile(fields, named))
     return lines_of(path, lambda place, line: from_json(place, line, fields))
 
 
@@ -328,7 +346,7 @@ def build(args: argparse.Namespace) -> None:
     options["max_words"] = args.max_words
     options["files"] = fingerprint(input_files(paths.values()))
     if form != "directory":
-        options |= {"source_field": args.source_field, "target_field": args.target_field}
+        options |= dict(zip(("source_field", "target_field"), fields_of(args)))
 
     def read(report: dict[str, Any], drops: Counter[str]) -> Mapping[str, Iterable[Pair]]:
         checker = Checker(args.max_words, report, drops)
@@ -358,10 +376,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     origin.add_argument("--tsv", type=Path, metavar="PATH", help="document, tab, summary a line")
     origin.add_argument("--directory", type=Path, metavar="DIR", help="NAME.txt, NAME.summary.txt")
     add = parser.add_argument
-    add("--source-field", default="article_text", metavar="NAME",
-        help="document in --json-lines, or column in --tsv (default %(default)s)")  # fmt: skip
-    add("--target-field", default="abstract_text", metavar="NAME",
-        help="summary in --json-lines, or column in --tsv (default %(default)s)")  # fmt: skip
+    add("--source-field", metavar="NAME",
+        help=f"document in --json-lines, or column in --tsv (default {FIELDS[0]})")  # fmt: skip
+    add("--target-field", metavar="NAME",
+        help=f"summary in --json-lines, or column in --tsv (default {FIELDS[1]})")  # fmt: skip
     add("--max-words", type=positive, default=100_000, metavar="N",
         help="cut documents to N words (default %(default)s)")  # fmt: skip
     return parser.parse_args(argv)

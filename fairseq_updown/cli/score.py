@@ -37,11 +37,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import sentencepiece
 from sacrebleu.metrics import BLEU, CHRF
 
+from ..data.parallel_text import read_sentencepiece
 from ..scoring.rouge import Rouge, split_sentences
-from .score_headings import chart, count_headings, headings_table, read_pieces
+from .score_headings import chart, count_headings, headings_table
 from .support import (
+    CommandParser,
     UserError,
     check_writable,
     open_regular,
@@ -53,6 +56,7 @@ from .support import (
     write_atomic,
 )
 
+PROG = "updown-score"
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL", "ROUGE-Lsum": "rougeLsum"}
 RESAMPLES = 1000
 EXAMPLE_CHARS = 300
@@ -81,7 +85,7 @@ class Samples(NamedTuple):
 def read_lines(path: Path, option: str) -> list[str]:
     """The lines of a text file."""
     try:
-        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig") as file:
             text = file.read()
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}: check the path") from error
@@ -138,11 +142,11 @@ def read_samples(args: argparse.Namespace) -> Samples:
     if len(set(counted.values())) > 1:
         listed = ", ".join(f"{name}: {count}" for name, count in counted.items())
         raise UserError(f"files differ in their number of lines ({listed}): give aligned files")
+    if args.references and not texts["references"]:
+        raise UserError(f"--references {args.references} is empty: give at least one reference")
     if not texts.get("references"):
         raise UserError("there are no references: give --references FILE (or a log with T- lines)")
     keys = sorted(texts.get("hypotheses", texts["references"]))
-    if not keys:
-        raise UserError(f"--references {args.references} is empty: give at least one reference")
     if args.generated:
         check_log(keys, counted, texts, args)
 
@@ -337,10 +341,7 @@ def examples(samples: Samples, count: int) -> str:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(PROG, __doc__)
     outputs = parser.add_mutually_exclusive_group()
     outputs.add_argument("--generated", type=Path, metavar="FILE", help="fairseq-generate's log")
     outputs.add_argument("--hypotheses", type=Path, metavar="FILE", help="summaries, one a line")
@@ -378,27 +379,29 @@ def check_outputs(args: argparse.Namespace) -> None:
         raise UserError(f"--json and --picture are both {args.json}: give different files")
 
 
-def check_headings(args: argparse.Namespace, samples: Samples) -> None:
-    """Refuses what is drawn or counted of headings where there is nothing to do it with."""
+def check_headings(
+    args: argparse.Namespace, samples: Samples
+) -> sentencepiece.SentencePieceProcessor | None:
+    """Refuses what is drawn or counted of headings where there is nothing to do it with; returns
+    the model in whose pieces they are counted, if any."""
     if not args.headings:
         for option in ("picture", "sentencepiece_model"):
             if getattr(args, option):
                 raise UserError(f"--{option.replace('_', '-')} is of headings: add --headings")
-    elif not (samples.hypotheses or args.other):
+        return None
+    if not (samples.hypotheses or args.other):
         raise UserError("no outlines to score: give --generated or --hypotheses FILE")
-    elif args.picture and not samples.sources:
-        raise UserError(f"--picture {args.picture} shows places in sources: give --sources FILE")
-    elif args.picture and importlib.util.find_spec("matplotlib") is None:
+    for option in ("picture", "sentencepiece_model"):
+        if getattr(args, option) and not samples.sources:
+            raise UserError(
+                f"--{option.replace('_', '-')} {getattr(args, option)} is of places in sources: "
+                "give --sources FILE"
+            )
+    if args.picture and importlib.util.find_spec("matplotlib") is None:
         raise UserError(f"--picture {args.picture} needs matplotlib: pip install matplotlib")
-
-
-def score_headings(
-    samples: Samples, others: dict[str, list[str]], args: argparse.Namespace
-) -> dict[str, Any]:
-    """The headings that each system found, and where they stand."""
-    systems = {"model": samples.hypotheses} if samples.hypotheses else {}
-    pieces = read_pieces(args.sentencepiece_model, samples.sources)
-    return count_headings(systems | others, samples.references, samples.sources, pieces)
+    if args.sentencepiece_model is None:
+        return None
+    return read_sentencepiece(args.sentencepiece_model, "--sentencepiece-model")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -406,12 +409,15 @@ def run(args: argparse.Namespace) -> None:
     samples = read_samples(args)
     if not (samples.hypotheses or samples.sources or samples.bodies or args.other):
         raise UserError("nothing to score: give --generated, --hypotheses, or --sources FILE")
-    check_headings(args, samples)
+    model = check_headings(args, samples)
     others = read_others(args.other, samples.ids, samples.lines)
     result = evaluate(samples, others, args.lead_words, not args.no_stemmer)
     print(table(result))
     if args.headings:
-        result["headings"] = score_headings(samples, others, args)
+        outlines = {"model": samples.hypotheses} if samples.hypotheses else {}
+        result["headings"] = count_headings(
+            outlines | others, samples.references, samples.sources, model
+        )
         print("\n" + headings_table(result["headings"]))
     if not args.references and any("<<unk>>" in text for text in samples.references):
         print("note: T- lines with <<unk>> are no true references: give --references FILE")
@@ -427,7 +433,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    return run_command("updown-score", lambda: run(args))
+    return run_command(PROG, lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ import bisect
 import io
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sentencepiece
 
 from ..scoring.headings import Figures, Source, by_bin, count, place
-from .support import UserError, progress
+from .support import progress
 
 EDGES = (512, 1024, 2048, 4096, 8192, 16384)  # pieces or words between the bins
 QUARTERS = ("first quarter", "second", "third", "last")
@@ -28,23 +27,6 @@ def length_names() -> list[str]:
     return [f"under {EDGES[0]:,}", *(f"from {edge:,}" for edge in EDGES)]
 
 
-def read_pieces(path: Path | None, sources: Sequence[str] | None) -> Iterator[list[str]] | None:
-    """The sources encoded by a sentencepiece model; None without one.
-
-    Raises:
-        UserError: it is no such model
-    """
-    if path is None or sources is None:
-        return None
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-    except RuntimeError as error:
-        raise UserError(
-            f"--sentencepiece-model {path} is none: give the spm.model of the corpus"
-        ) from error
-    return (model.encode(text, out_type=str) for text in sources)
-
-
 def shown(figures: Figures) -> dict[str, float]:
     """Counts and scores by name."""
     return {**figures._asdict(), **figures.scores()}
@@ -54,13 +36,13 @@ def count_headings(
     systems: Mapping[str, Sequence[str]],
     references: Sequence[str],
     sources: Sequence[str] | None,
-    pieces: Iterator[list[str]] | None,
+    model: sentencepiece.SentencePieceProcessor | None,
 ) -> dict[str, Any]:
     """Precision, recall and F1 of each system, over all headings and by where they stand.
 
     Args:
         systems: outlines by the system's name.
-        pieces: of the sources; else places are counted in words.
+        model: in whose pieces places are counted; else in words.
     """
     result: dict[str, Any] = {"scores": {}}
     for name, outlines in systems.items():
@@ -70,9 +52,11 @@ def count_headings(
         result["scores"][name] = shown(total)
     if sources is None:
         return result
-    encoded: Iterable[list[str] | None] = pieces or itertools.repeat(None)
+    encoded: Iterable[list[str] | None] = itertools.repeat(None)
+    if model:
+        encoded = (model.encode(text, out_type=str) for text in sources)
     documents = [Source(*pair) for pair in progress(zip(sources, encoded), "places", len(sources))]
-    unit = "pieces" if pieces else "words"
+    unit = "pieces" if model else "words"
     kinds = {
         "quarter of the document": (QUARTERS, Source.quarter),
         f"{unit} before the heading": (

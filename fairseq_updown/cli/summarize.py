@@ -40,7 +40,6 @@ from .support import (
     printable,
     progress,
     run_command,
-    same_file,
     write_atomic,
 )
 
@@ -231,7 +230,7 @@ def check_output(path: Path, args: argparse.Namespace) -> None:
     """Refuses to replace what is there, and to replace an input whatever the options are."""
     if not os.path.lexists(path):
         return
-    if any(file != STDIN and same_file(path, file) for file in args.files):
+    if os.path.realpath(path) in args.inputs:
         raise UserError(f"its summary would replace the input {path}: give another --out-dir")
     if not args.overwrite:
         raise UserError(f"{path} exists: give --overwrite to replace it, or another --out-dir")
@@ -281,6 +280,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_options(parser)
     args = parser.parse_args(argv)
     args.files = args.files or [STDIN]
+    args.inputs = {os.path.realpath(file) for file in args.files if file != STDIN}
     if args.lines and args.out_dir:
         parser.error("--out-dir writes a summary for each file: leave out --lines")
     if args.overwrite and not args.out_dir:

@@ -6,11 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from ..data.files import (
     REPORT,
-    already_built,
     atomic_directory,
     check_writable,
     open_regular,
@@ -28,10 +28,8 @@ __all__ = [
     "REPORT",
     "CommandParser",
     "UserError",
-    "already_built",
     "atomic_directory",
     "check_writable",
-    "escape_output",
     "open_regular",
     "positive",
     "printable",
@@ -64,6 +62,20 @@ def escape_output(encoding: str | None = None) -> None:
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
+def flush_output() -> None:
+    """Writes out what was printed.
+
+    Raises:
+        OSError: it cannot be; it is dropped, for at its exit Python would try, and fail, again.
+    """
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
 def run_command(prog: str, run: Callable[[], int | None], encoding: str | None = None) -> int:
     """Runs a command and returns its exit status.
 
@@ -77,11 +89,16 @@ def run_command(prog: str, run: Callable[[], int | None], encoding: str | None =
     """
     escape_output(encoding)
     try:
-        return run() or 0
+        status = run() or 0
+        flush_output()
+        return status
     except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):
+            flush_output()
         return 1
     except (UserError, OSError) as error:
+        with suppress(OSError):
+            flush_output()
         raise SystemExit(f"{prog}: error: {printable(error)}") from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -311,13 +311,17 @@ def build_corpus(
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """Changes when one of the files does (by name, size and time); links may lead nowhere."""
+    """Changes when one of the files does (by name, size and time), or moves from one of their
+    folders to another; links may lead nowhere."""
+    paths = list(paths)
+    root = os.path.commonpath([path.parent for path in paths]) if paths else ""
 
     def seen(path: Path) -> tuple[str, int, int]:
+        name = os.path.relpath(path, root)
         try:
             status = path.stat()
         except OSError:
-            return path.name, -1, -1
-        return path.name, status.st_size, status.st_mtime_ns
+            return name, -1, -1
+        return name, status.st_size, status.st_mtime_ns
 
     return digest(repr(sorted(map(seen, paths))))

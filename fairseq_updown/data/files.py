@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+from zlib import crc32
 
 from filelock import FileLock, Timeout
 
@@ -63,7 +64,7 @@ def read_lines(path: Path) -> Iterator[str]:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write ``content`` so that ``path`` holds either its old content or all of the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".partial-{os.getpid()}-{crc32(os.fsencode(path.name)):08x}")
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
@@ -77,7 +78,7 @@ def check_writable(option: str, path: Path) -> None:
     Raises:
         UserError: naming the option and the path.
     """
-    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    folder = next(filter(os.path.lexists, path.absolute().parents), path)
     irregular = os.path.exists(path) and not os.path.isfile(path)
     if irregular or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"{option} {path} cannot be written: give a file in a folder of yours")
@@ -142,6 +143,10 @@ def _clear_up(path: Path, partial: Path, replaced: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+# What a corpus consists of; see `cli/corpus_options.py`.
+_BUILT = {"raw", "spm", REPORT}
+
+
 def already_built(path: Path, kind: str, options: dict[str, Any], overwrite: bool) -> bool:
     """Whether ``path`` already holds a complete output of this kind, made with these options.
 
@@ -152,7 +157,7 @@ def already_built(path: Path, kind: str, options: dict[str, Any], overwrite: boo
         overwrite: build again whatever the options were
 
     Raises:
-        UserError: ``path`` is something that must not be replaced
+        UserError: ``path`` is, or holds, something that must not be replaced
     """
     if not os.path.lexists(path):
         return False
@@ -170,11 +175,20 @@ def already_built(path: Path, kind: str, options: dict[str, Any], overwrite: boo
             "give a new or empty directory"
         )
     if overwrite:
+        others = sorted({entry.name for entry in path.iterdir()} - _BUILT)
+        if others:
+            raise UserError(
+                f"--out {path} also holds {others[0]}, which is none of this {kind}'s and would be "
+                "lost with --overwrite: move it away, or give another directory"
+            )
         return False
     made_with = report.get("options")
     if made_with != options:
+        was = made_with if isinstance(made_with, dict) else {}
+        differ = [name for name in {**was, **options} if was.get(name) != options.get(name)]
+        listed = ", ".join(f"{name} {was.get(name)}, now {options.get(name)}" for name in differ)
         raise UserError(
-            f"--out {path} holds a {kind} made with other options ({made_with}, now {options}): "
-            "give another directory, or --overwrite to replace it"
+            f"--out {path} holds a {kind} made with other options ({listed}): give another "
+            "directory, or --overwrite to replace it"
         )
     return True

@@ -14,7 +14,7 @@ import sentencepiece
 
 from ..errors import UserError
 from ..terminal import progress
-from .files import read_lines, write_lines
+from .files import open_regular, read_lines, write_lines
 from .workers import map_by_workers
 
 SHINGLE = 5
@@ -111,6 +111,30 @@ def train_sentencepiece(
         raise UserError(f"--vocab-size {vocab_size} does not suit this corpus: {error}") from error
     path.write_bytes(model.getvalue())
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def read_sentencepiece(path: Path, option: str) -> sentencepiece.SentencePieceProcessor:
+    """Reads a sentencepiece model.
+
+    Args:
+        option: to give another one by.
+
+    Raises:
+        UserError: there is none, or it is none
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read()
+    except OSError as error:
+        raise UserError(
+            f"sentencepiece model {path}: {error.strerror}: give {option} with the model that the "
+            "training text was encoded with"
+        ) from error
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=content or b"\0")
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is no sentencepiece model ({reason}): give {option}") from error
 
 
 def encode_parallel(

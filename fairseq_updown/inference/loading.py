@@ -14,7 +14,7 @@ from fairseq import checkpoint_utils, tasks, utils
 from fairseq.data import data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-from ..data.files import open_regular
+from ..data.parallel_text import read_sentencepiece
 from ..decoding.repeats import fix_repeat_blocker
 from ..decoding.search_options import check_value
 from ..errors import UserError
@@ -180,20 +180,7 @@ def use_step_precision(models: Sequence[Any], name: str) -> None:
 def load_sentencepiece(path: str | Path | None, task: Any) -> sentencepiece.SentencePieceProcessor:
     """The sentencepiece model that the entries of the source dictionary come from."""
     path = Path(path or Path(utils.split_paths(task.cfg.data)[0]) / SENTENCEPIECE_MODEL)
-    try:
-        with open_regular(path) as file:
-            content = file.read()
-    except OSError as error:
-        raise UserError(
-            f"sentencepiece model {path}: {error.strerror}: give --sentencepiece-model with the "
-            "model that the training text was encoded with"
-        ) from error
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=content or b"\0")
-    except RuntimeError as error:
-        raise UserError(
-            f"{path} is no sentencepiece model ({first_line(error)}): give --sentencepiece-model"
-        ) from error
+    model = read_sentencepiece(path, "--sentencepiece-model")
     known = {model.id_to_piece(number) for number in range(model.get_piece_size())}
     words = task.source_dictionary.symbols[task.source_dictionary.nspecial :]
     shared = sum(word in known for word in words)

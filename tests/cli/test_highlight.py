@@ -416,6 +416,14 @@ def test_page_says_what_was_kept_and_what_was_not_read(
     assert ("unread" in [a.get("class") for _, a in reader.tags]) == bool(more)
 
 
+def test_a_picture_that_nobody_named_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the sea")
+    (tmp_path / "page.png").write_bytes(b"another")
+    with pytest.raises(SystemExit, match=r"page\.png would be replaced by the chart: give --png"):
+        call("--checkpoint", checkpoint, "--out", tmp_path / "page.html", tmp_path / "a.txt")
+    assert (tmp_path / "page.png").read_bytes() == b"another"
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [

@@ -284,6 +284,50 @@ def test_other_fields_can_be_named(tmp_path: Path) -> None:
     assert sorted(map(int, ids)) == list(range(30))
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("long\tbrief", "in:1 names the columns long, brief: choose two of them with"),
+        ("", "in:1 is no header, so that no column is called long or short: give the file one"),
+    ],
+)
+def test_columns_that_are_named_must_be_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], header: str, message: str
+) -> None:
+    rows = [header] * bool(header) + ["\t".join(pair) for pair in texts(30)]
+    (tmp_path / "in").write_text("".join(f"{row}\n" for row in rows))
+    named = ("--source-field", "long", "--target-field", "short")
+    assert build(tmp_path / "out", "--tsv", tmp_path / "in", *named) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_document_that_moves_to_another_split_is_a_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_splits(tmp_path / "in", "directory", texts(30))
+    given = ("--directory", tmp_path / "in")
+    assert build(tmp_path / "out", *given) == 0
+    for path in (tmp_path / "in" / "train").glob("doc000.*"):
+        path.rename(tmp_path / "in" / "test" / f"new{path.name}")
+    assert build(tmp_path / "out", *given) == 1
+    told = capsys.readouterr().err
+    assert "made with other options (files " in told
+    assert "vocab_size" not in told
+
+
+def test_what_a_corpus_is_not_made_of_is_never_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_one(tmp_path / "in", "tsv", texts(30))
+    given = ("--tsv", tmp_path / "in")
+    assert build(tmp_path / "out", *given) == 0
+    (tmp_path / "out" / "checkpoints").mkdir()
+    assert build(tmp_path / "out", *given) == 0
+    assert build(tmp_path / "out", *given, "--overwrite") == 1
+    assert "also holds checkpoints, which is none of this" in capsys.readouterr().err
+    assert (tmp_path / "out" / "checkpoints").is_dir()
+
+
 def test_a_rerun_does_nothing_until_the_documents_change(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import tracemalloc
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
+from commands import BIN
 
 from fairseq_updown.cli import score
 
@@ -137,6 +140,34 @@ def test_lead_is_scored_beside_the_model_and_the_best_variant_is_compared(
     assert baseline["scores"] == {name: result["scores"][name] for name in names[:2]}
 
 
+def test_a_byte_order_mark_is_no_text(
+    scores: ModuleType, tmp_path: Path, given: dict[str, str]
+) -> None:
+    want = run(scores, tmp_path, given)
+    for path in given.values():
+        content = Path(path).read_bytes()
+        Path(path).write_bytes(b"\xef\xbb\xbf" + content)
+    assert run(scores, tmp_path, given)["scores"] == want["scores"]
+
+
+def test_output_that_nobody_takes_is_an_error_of_no_more_than_a_line(
+    given: dict[str, str],
+) -> None:
+    arguments = [part for option in given.items() for part in option]
+    command = [BIN / "updown-score", *arguments]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    how = dict(stderr=subprocess.PIPE, text=True, env=environment)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, **how)
+    os.close(writer)
+    assert (done.returncode, "Exception" in done.stderr) == (1, False)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, **how)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("updown-score: error: ")
+
+
 def test_examples_are_spread_and_sources_cut(
     scores: ModuleType, tmp_path: Path, given: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,7 +206,7 @@ def test_a_log_with_missing_samples_needs_consent(
             "number of lines .*bad: 1.*ref: 4.*aligned",
         ),
         (["--sources", "REF", "--references"], "", "number of lines"),
-        (["--references"], "", "there are no references"),
+        (["--references"], "", "bad is empty: give at least one reference"),
         (["--references"], "a\n", "nothing to score: give"),
         (["--references"], b"\xff\xfe\n", "is not UTF-8"),
     ],
@@ -293,8 +324,11 @@ def test_places_are_in_pieces_of_the_model(
     assert by_pieces["under 512"]["references"] == 2
     assert "from 512" not in by_pieces  # "word" is several pieces
     assert sum(own["references"] for own in by_pieces.values()) == 7
+    outlines["--sentencepiece-model"] = write(tmp_path / "empty", [])
+    with pytest.raises(SystemExit, match="is no sentencepiece model"):
+        run(scores, tmp_path, outlines, "--headings")
     outlines["--sentencepiece-model"] = outlines["--references"]
-    with pytest.raises(SystemExit, match="is none: give the spm"):
+    with pytest.raises(SystemExit, match=r"is no sentencepiece model .*: give --s"):
         run(scores, tmp_path, outlines, "--headings")
 
 
@@ -334,7 +368,7 @@ def test_headings_without_outlines_or_sources_are_refused(
     scores: ModuleType, tmp_path: Path, outlines: dict[str, str]
 ) -> None:
     sources, hypotheses = outlines.pop("--sources"), outlines.pop("--hypotheses")
-    with pytest.raises(SystemExit, match="shows places in sources: give --sources FILE"):
+    with pytest.raises(SystemExit, match=r"--picture .* is of places in sources: give --sources"):
         run(
             scores,
             tmp_path,

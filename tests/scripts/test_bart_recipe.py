@@ -39,14 +39,26 @@ def test_a_corpus_is_encoded_line_by_line_once(tmp_path: Path, encode: Callable[
     with pytest.raises(SystemExit, match=r"no test\.tgt"):
         encode()
     (tmp_path / "raw" / "test.tgt").write_text("the cat\n")
-    (tmp_path / "bpe").mkdir()
+    with pytest.raises(SystemExit, match=r"has no report\.json"):
+        encode()
+    (tmp_path / "report.json").write_text("{}")
+    assert encode() == 0
     (tmp_path / "bpe" / "valid.src").write_text("kept\n")
     assert encode() == 0
     bpe = get_encoder(str(tmp_path / "encoder.json"), str(tmp_path / "vocab.bpe"))
     want = [" ".join(map(str, bpe.encode(line))) for line in lines]
     assert (tmp_path / "bpe" / "train.src").read_text() == "".join(f"{line}\n" for line in want)
     assert (tmp_path / "bpe" / "valid.src").read_text() == "kept\n"
-    assert sorted(path.name for path in (tmp_path / "bpe").iterdir()) == sorted(names)
+    assert sorted(path.name for path in (tmp_path / "bpe").iterdir()) == [
+        "made-from",
+        *sorted(names),
+    ]
+    (tmp_path / "report.json").write_text('{"options": "others"}')
+    with pytest.raises(SystemExit, match="was made from another corpus"):
+        encode()
+    (tmp_path / "bpe" / "made-from").unlink()
+    with pytest.raises(SystemExit, match="does not say what it was made from"):
+        encode()
     (tmp_path / "encoder.json").write_text("<html>Not found</html>")
     with pytest.raises(SystemExit, match=r"are not GPT-2's encoder\.json and vocab\.bpe"):
         encode()

@@ -180,13 +180,14 @@ def _plain_options(state: Dict[str, Any]) -> Dict[str, Any]:
     if cfg is None or "model" not in cfg or cfg["model"] is None:
         return {}
     task = cfg["task"] if "task" in cfg and cfg["task"] is not None else {}
-    return {**_flat(_as_dict(cfg["model"])), "task": _as_dict(task).get("_name")}
+    return {**_flat(as_dict(cfg["model"])), "task": as_dict(task).get("_name")}
 
 
-def _as_dict(options: Any) -> Dict[str, Any]:
+def as_dict(options: Any) -> Dict[str, Any]:
+    """A dict of its own of the options in a configuration, a namespace or a dict."""
     if isinstance(options, DictConfig):
         return dict(OmegaConf.to_container(options, enum_to_str=True))  # type: ignore[arg-type]
-    return vars(options) if isinstance(options, Namespace) else dict(options)
+    return dict(vars(options) if isinstance(options, Namespace) else options)
 
 
 def _flat(options: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:

@@ -103,7 +103,6 @@ class CopyGate(nn.Module):
         context: Tensor,
         attended: Tensor,
         quotation: Quotation,
-        is_end: Tensor,
     ) -> Tuple[Tensor, Tensor]:
         """
         Args:
@@ -111,11 +110,10 @@ class CopyGate(nn.Module):
             context: `(rows, tgt_len, embed_dim)`, what the last layer read.
             attended: `(rows, tgt_len, src_len)`, its attention, see :func:`spread`.
             quotation: of the words written last.
-            is_end: `(sentences, src_len)` bool, where the source's tokens are ends of sentence.
 
         Returns:
             u `(rows, tgt_len)`, the log-odds of writing freely, and c `(rows, tgt_len, src_len)`,
-            both at least float32.
+            both at least float32 and as they are before :meth:`write_ends`.
         """
         with torch.autocast(state.device.type, enabled=False):
             state, context = full_precision(state), full_precision(context)
@@ -130,29 +128,29 @@ class CopyGate(nn.Module):
             agreement = full_precision(self.agreement) * (there + AGREEMENT_FLOOR).log()
             follows = (quotation.logits + agreement).softmax(dim=2)
             if quotation.places is None:
-                copied = torch.lerp(attended, follows, goes_on)
-            else:
-                copied = (1 - goes_on) * attended
-                copied = copied.index_add(2, quotation.places, goes_on * follows)
-            return write_ends(log_odds, copied, is_end * full_precision(self.writes_end))
+                return log_odds, torch.lerp(attended, follows, goes_on)
+            copied = (1 - goes_on) * attended
+            return log_odds, copied.index_add(2, quotation.places, goes_on * follows)
 
+    def write_ends(self, log_odds: Tensor, copied: Tensor, is_end: Tensor) -> Tuple[Tensor, Tensor]:
+        """Writes freely what would be copied of ends of sentence; see the module's equations.
 
-def write_ends(log_odds: Tensor, copied: Tensor, is_end: Tensor) -> Tuple[Tensor, Tensor]:
-    """Writes freely what would be copied of ends of sentence; see the module's equations.
+        Args:
+            log_odds: `(rows, tgt_len)`, u.
+            copied: `(rows, tgt_len, num)`, of each word, C, or of each token, c; several rows to a
+                sentence stand together.
+            is_end: `(sentences, num)` bool.
 
-    Args:
-        log_odds: `(rows, tgt_len)`, u.
-        copied: `(rows, tgt_len, src_len)`, c; several rows to a sentence stand together.
-        is_end: `(sentences, src_len)`, 1 or 0.
-
-    Returns:
-        u and c, as they become.
-    """
-    by_sentence = group_rows(copied, is_end.size(0))
-    at_end = (by_sentence @ is_end.unsqueeze(2)).view_as(log_odds).clamp(min=LEAST_MASS)
-    rest = (by_sentence * (1 - is_end).unsqueeze(1)).view_as(copied)
-    words = rest.sum(dim=2).clamp(min=LEAST_MASS)
-    return torch.logaddexp(log_odds, at_end.log()) - words.log(), rest / words.unsqueeze(2)
+        Returns:
+            u and C, or c, as they become.
+        """
+        by_sentence = group_rows(copied, is_end.size(0))
+        is_end = is_end * full_precision(self.writes_end)
+        with torch.autocast(copied.device.type, enabled=False):
+            at_end = (by_sentence @ is_end.unsqueeze(2)).view_as(log_odds).clamp(min=LEAST_MASS)
+        rest = (by_sentence * (1 - is_end).unsqueeze(1)).view_as(copied)
+        words = rest.sum(dim=2).clamp(min=LEAST_MASS)
+        return torch.logaddexp(log_odds, at_end.log()) - words.log(), rest / words.unsqueeze(2)
 
 
 def spread(attention: Tensor, slot: Tensor, share: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 import json
 import logging
 from argparse import Namespace
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -338,10 +338,11 @@ class SummarizationTask(TranslationTask):
         return found
 
     def valid_step(self, sample: Dict[str, Any], model: Any, criterion: Any) -> Any:
+        sample = dict(sample)  # fairseq may hold on to it, for steps in which others train
         loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
         if self.cfg.eval_rouge:
-            sample = dict(sample)  # fairseq may hold on to it, for steps in which others train
-            found = self.inference_step(self.rouge_generator, [model], sample)
+            with _without_attention(model):
+                found = self.inference_step(self.rouge_generator, [model], sample)
             hypotheses = [self._text(best[0]["tokens"]) for best in found]
             references = [self._text(tokens, reference=True) for tokens in sample["target"]]
             if self.cfg.eval_rouge_print_samples:
@@ -380,6 +381,19 @@ class SummarizationTask(TranslationTask):
         if self.rouge_bpe is not None:
             text = self.rouge_bpe.decode(text)
         return self.rouge_detokenizer.decode(text)
+
+
+@contextmanager
+def _without_attention(model: Any) -> Iterator[None]:
+    """Lets a generation do without the attention that fairseq's search would keep of every step."""
+    layers = [module for module in model.modules() if getattr(module, "need_attn", False)]
+    for layer in layers:
+        layer.need_attn = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.need_attn = True
 
 
 def _check_validation(cfg: SummarizationConfig) -> None:

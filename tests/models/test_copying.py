@@ -534,7 +534,7 @@ def test_phrases_that_no_training_target_had_are_quoted_to_their_end(monkeypatch
         patch.setattr(copying, "CONTINUE_START", (-1e4,) * LONGEST_MATCH)
         *_, words, _ = train_to_quote(copy=True, phrase=True)
     assert words < 0.5
-    monkeypatch.setattr(SelectiveRead, "forward", lambda self, quotation, states: 0)
+    monkeypatch.setattr(SelectiveRead, "forward", lambda self, quotation, states: torch.zeros(()))
     *_, ends = train_to_quote(copy=True, phrase=True)
     assert ends < 0.6
 

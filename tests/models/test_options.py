@@ -192,6 +192,14 @@ def test_has_every_flag_of_the_stock_transformer() -> None:
         (dict(updown_pool_layers="[1, 2]"), "is not a list"),
         (dict(cross_self_attention=True), "--cross-self-attention"),
         (dict(base_layers=1), "--base-layers"),
+        (
+            dict(adaptive_softmax_cutoff=[8, 14], tie_adaptive_weights=True),
+            "--tie-adaptive-weights True: there is no adaptive input",
+        ),
+        (
+            dict(merge_src_tgt_embed=True, decoder_embed_dim=8),
+            "--decoder-embed-dim 8: merged embeddings are of --encoder-embed-dim 16",
+        ),
     ],
     ids=str,
 )
@@ -266,6 +274,28 @@ def test_a_source_beyond_the_limit_or_without_tokens_is_refused() -> None:
     padded = torch.full((1, 14), 1)
     padded[0, -10:] = 5
     assert model.encoder(padded)["encoder_out"][0].isfinite().all()
+
+
+def test_sinusoidal_positions_end_where_the_model_does() -> None:
+    model = build(max_source_positions=200_000, max_target_positions=150_000)
+    assert model.max_positions() == (200_000, 150_000)
+    assert model.encoder.embed_positions(torch.full((1, 100_009), 5)).isfinite().all()
+
+
+def test_targets_padded_on_the_left_are_refused_in_tasks_without_a_configuration() -> None:
+    task = toy_task()
+    task.args = Namespace(left_pad_target=True)
+    with pytest.raises(ValueError, match="--left-pad-target: decoder blocks are counted"):
+        UpdownTransformerModel.build_model(Namespace(**STOCK), task)
+
+
+def test_averages_of_training_keep_their_final_norms() -> None:
+    pre_norm = dict(encoder_normalize_before=True, decoder_normalize_before=True)
+    model, other = build(**pre_norm), build(seed=1, **pre_norm)
+    state = {k: v for k, v in model.state_dict().items() if "version" not in k}  # as EMA does
+    other.load_state_dict(state)
+    source, target = torch.randint(4, 24, (2, 13)), torch.randint(4, 24, (2, 9))
+    assert other(source, None, target)[0].equal(model(source, None, target)[0])
 
 
 def test_layerdrop_on_an_anchor_layer_makes_the_next_layer_the_anchor() -> None:

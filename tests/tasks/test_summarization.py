@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from commands import PLUGIN, run, train_arguments
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.data import ListDataset
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
-from toy import build, random_tokens
+from toy import STOCK, build, random_tokens
 
 from fairseq_updown.data.summarization_dataset import (
     SummarizationDataset,
@@ -225,6 +226,28 @@ def test_interactive_input_is_cut_to_the_models_limit(work: Path) -> None:
     assert dataset[0]["source"].tolist() == [4, 5, 6, 7, 8, 13]
     assert dataset[1]["source"].tolist() == [5, 2]
     assert list(dataset.src_sizes) == [6, 2]
+
+
+def test_validation_keeps_no_attention_and_no_sample(work: Path) -> None:
+    options = dict(eval_rouge_args='{"beam": 2, "max_len_b": 6}', eval_rouge_remove_bpe=None)
+    task = make_task(work, truncate_target=True, max_target_positions=8, eval_rouge=True, **options)
+    model = task.build_model(Namespace(_name="updown_transformer", **STOCK)).eval()
+    batch = batches(task, "valid", max_tokens=300)[0]
+    before = dict(batch)
+    found: List[Any] = []
+    generate = task.inference_step
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        found.extend(generate(*args, **kwargs))
+        return found
+
+    task.inference_step = spy  # type: ignore[method-assign]
+    criterion = LabelSmoothedCrossEntropyCriterion(task, False, 0.1)
+    _, _, logged = task.valid_step(batch, model, criterion)
+    assert logged["_rouge_samples"] == len(found) == len(batch["id"])
+    assert all(len(best["attention"]) == 0 for beams in found for best in beams)
+    assert model.decoder.layers[-1].need_attn
+    assert all(batch[name] is before[name] for name in before)
 
 
 # -------------------------------------------------------------------------------- real commands

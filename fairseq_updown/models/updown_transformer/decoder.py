@@ -15,7 +15,7 @@ from ...decoding.cache import DecodingState, LayerCache
 from ...ops.autocast import OFF, mixed_precision
 from ...ops.packed_linear import StepPrecision
 from .encoder import EncoderOut, read_memory
-from .layers import UpdownDecoderLayer, wrap_layer
+from .layers import UpdownDecoderLayer, lift_limit, wrap_layer
 
 # fairseq's: module and name -> values. The decoder has one entry, {"state": DecodingState}.
 IncrementalState = Dict[str, Dict[str, Any]]
@@ -27,6 +27,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
 
     def __init__(self, cfg: Any, *args: Any, **kwargs: Any):
         super().__init__(cfg, *args, **kwargs)
+        lift_limit(self.embed_positions, self.max_target_positions)
         self.block_size = cfg.updown_decoder_block_size
         self.num_slots = cfg.updown_decoder_slots
         self.autocast = str(cfg.updown_autocast)
@@ -117,8 +118,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             through all poolings. It is `[None]` where nobody asked: in training without
             `--load-alignments`, and in `fairseq-generate` without `--print-alignment`. With
             `--updown-copy` also `copied`, `copied_words` `[(rows, tgt_len, num_words)]` and
-            `copy_log_odds` `[(rows, tgt_len)]`, see :func:`log_mixture`, and, except in training,
-            `copied_from` `[(rows, tgt_len, src_len)]`.
+            `copy_log_odds` `[(rows, tgt_len)]`, see :func:`log_mixture`, and, where all tokens are
+            computed at once, except in training, `copied_from` `[(rows, tgt_len, src_len)]`.
 
         Raises:
             ValueError: `full_context_alignment`, or more tokens than `--max-target-positions`.
@@ -145,7 +146,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             x = self.layer_norm(x)
         extra: Dict[str, List[Optional[Tensor]]] = {"attn": [attn], "inner_states": inner_states}
         if self.copy_gate is not None:
-            x, copying = self.copy(x, read, quotation, encoder_out)
+            x, copying = self.copy(x, read, quotation, encoder_out, decoding is None)
             extra.update(copying)
         if self.project_out_dim is not None:
             x = self.project_out_dim(x)
@@ -224,7 +225,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         source = encoder_out["src_tokens"][0]
         places, lengths = self.match_lengths(written, source, self.padding_idx)
         quotation = Quotation.of(places, lengths, x.dtype)
-        return quotation, self.selective_read(quotation, encoder_out["source_states"][0])
+        continuation = self.selective_read(quotation, encoder_out["source_states"][0])
+        return quotation, self.dropout_module(continuation)
 
     def copy(
         self,
@@ -232,6 +234,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         read: Optional[CrossRead],
         quotation: Optional[Quotation],
         encoder_out: Optional[EncoderOut],
+        at_once: bool,
     ) -> Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]:
         """What is copied, by what the last layer read and what was written; nothing where it read
         nothing, as where layerdrop left no layer.
@@ -239,6 +242,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         Args:
             x: `(rows, tgt_len, embed_dim)`, the decoder's state.
             quotation: of the words written last; None where there is no source.
+            at_once: no step of a generation, which needs no `copied_from`.
 
         Returns:
             x, and `copied_from`, `copied`, `copied_words` and `copy_log_odds`, if any.
@@ -250,11 +254,16 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             return keep_in_graph(x, unused), {}
         words = source_words(encoder_out)
         attended = attention_to_source(read.weights.mean(dim=0), encoder_out)
-        is_end = encoder_out["src_tokens"][0] == self.dictionary.eos()
-        log_odds, to_source = self.copy_gate(x, read.context, attended, quotation, is_end)
+        before, to_source = self.copy_gate(x, read.context, attended, quotation)
+        mass, eos = copied_mass(to_source, words), self.dictionary.eos()
+        log_odds, mass = self.copy_gate.write_ends(before, mass, words.words == eos)
+        told = at_once and not self.training
+        if told:
+            is_end = encoder_out["src_tokens"][0] == eos
+            to_source = self.copy_gate.write_ends(before, to_source, is_end)[1]
         return x, {
-            "copied_from": [None if self.training else to_source],
-            "copied": [copied_mass(to_source, words)],
+            "copied_from": [to_source if told else None],
+            "copied": [mass],
             "copied_words": [words.expand(x.size(0), x.size(1))],
             "copy_log_odds": [log_odds],
         }

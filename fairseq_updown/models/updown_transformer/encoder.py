@@ -21,7 +21,7 @@ from ...decoding.cache import select_rows
 from ...mass import TokenMass
 from ...ops.autocast import mixed_precision
 from ...pyramid import RowLengths, SequencePooling
-from .layers import UpdownEncoderLayer, wrap_layer
+from .layers import UpdownEncoderLayer, lift_limit, wrap_layer
 from .options import parse_pool_layers
 from .segments import Encoded, LayerSlots, SourceTrace, Streaming, encode_segments
 
@@ -40,6 +40,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
 
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: Any, return_fc: bool = False):
         super().__init__(cfg, dictionary, embed_tokens, return_fc=return_fc)
+        lift_limit(self.embed_positions, self.max_source_positions)
 
         def pool(rate: float, min_length: int) -> SequencePooling:
             return SequencePooling(

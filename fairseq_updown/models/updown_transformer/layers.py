@@ -5,6 +5,7 @@ from typing import Any, Callable, Optional, Tuple
 
 import torch
 from fairseq.distributed import fsdp_wrap
+from fairseq.modules import SinusoidalPositionalEmbedding
 from fairseq.modules.transformer_layer import (
     TransformerDecoderLayerBase,
     TransformerEncoderLayerBase,
@@ -39,9 +40,13 @@ def _checkpointed(forward: Callable[..., Any], *args: Any) -> Any:
 
 def _offloaded(forward: Callable[..., Any], x: Tensor, *args: Any) -> Any:
     """:func:`_checkpointed` with the inputs kept in the CPU's memory."""
+    if not torch.is_grad_enabled():
+        return forward(x, *args)
     there = partial(_moved, device=x.device)
     kept = _moved((x, *args), torch.device("cpu"))
-    return _checkpointed(lambda *inputs: forward(*there(inputs)), *kept)
+    # An input on the device tells whose random numbers, of dropout, the second pass must repeat.
+    here = x.new_empty(0)
+    return _checkpointed(lambda _, *inputs: forward(*there(inputs)), here, *kept)
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -52,6 +57,13 @@ def _moved(value: Any, device: torch.device) -> Any:
         parts = [_moved(part, device) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return value
+
+
+def lift_limit(positions: Optional[nn.Module], longest: int) -> None:
+    """Lets sinusoidal positions be told for `longest` tokens: they grow with the text, but fairseq
+    takes them to end at 100,000."""
+    if isinstance(positions, SinusoidalPositionalEmbedding):
+        positions.max_positions = longest  # type: ignore[assignment]
 
 
 def build_compressor(cfg: Any, embed_dim: int, num_slots: int) -> Optional[BlockPooling]:

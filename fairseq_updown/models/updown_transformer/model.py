@@ -55,7 +55,8 @@ class UpdownTransformerModel(TransformerModelBase):
         """
         given: Any = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else vars(cfg)
         args = resolve(migrate(given))
-        task_cfg = getattr(task, "cfg", None)
+        # The latter of tasks that are older than fairseq's configurations.
+        task_cfg = getattr(task, "cfg", None) or getattr(task, "args", None)
         for name, default in (
             ("max_source_positions", DEFAULT_MAX_SOURCE_POSITIONS),
             ("max_target_positions", DEFAULT_MAX_TARGET_POSITIONS),
@@ -120,6 +121,11 @@ class UpdownTransformerModel(TransformerModelBase):
         Raises:
             ValueError: the checkpoint is of a model of ours with other options.
         """
+        # fairseq's averages of training (--store-ema) lack it, and would be taken for its oldest
+        # checkpoints, which have no final layer norms.
+        for stack in ("encoder", "decoder"):
+            if f"{stack}.layer_norm.weight" in state_dict:
+                state_dict.setdefault(f"{stack}.version", getattr(self, stack).version)
         super().upgrade_state_dict_named(state_dict, name)
         self._fit_learned_positions(state_dict)
         fit_stock_weights(state_dict, self.state_dict(), str(self.cfg.updown_mixer))

@@ -275,6 +275,13 @@ def _validate_stock(args: Namespace) -> None:
         _require(args, name, 0 <= getattr(args, name) < 1, "it must be from 0 to below 1")
     for name in ("quant_noise_pq", "quant_noise_scalar"):
         _require(args, name, 0 <= getattr(args, name) <= 1, "it must be from 0 to 1")
+    tied = getattr(args, "tie_adaptive_weights", False) and args.adaptive_softmax_cutoff
+    remedy = "there is no adaptive input whose weights could be shared; leave it out"
+    _require(args, "tie_adaptive_weights", not tied, remedy)
+    if getattr(args, "merge_src_tgt_embed", False):
+        fits = args.encoder_embed_dim == args.decoder_embed_dim
+        remedy = f"merged embeddings are of --encoder-embed-dim {args.encoder_embed_dim}"
+        _require(args, "decoder_embed_dim", fits, remedy)
     if args.share_decoder_input_output_embed or args.share_all_embeddings:
         own = getattr(args, "decoder_output_dim", None) or args.decoder_embed_dim
         remedy = f"shared embeddings are of --decoder-embed-dim {args.decoder_embed_dim}"

@@ -32,7 +32,6 @@ _MEANING: Dict[str, Any] = {
     "decoder_learned_pos": False,
     "no_token_positional_embeddings": False,
 }
-_STACKS = ("encoder", "decoder")
 _HEADS = "classification_heads."
 _MASK = "<mask>"
 _SLOT_WEIGHT = re.compile(r"encoder\.layers\.\d+\.self_attn\.count_bias\.score_slope")
@@ -121,7 +120,7 @@ def check_meaning(options: Dict[str, Any], cfg: Any) -> None:
         return
     remedies = []
     for name, before in _MEANING.items():
-        stored, own = options.get(name, before), _own_value(cfg, name)
+        stored, own = options.get(name, before), getattr(cfg, name)
         if stored is not None and str(stored) != str(own):
             remedies.append(_remedy("--" + name.replace("_", "-"), stored, own))
     if remedies:
@@ -129,11 +128,6 @@ def check_meaning(options: Dict[str, Any], cfg: Any) -> None:
             "the checkpoint was trained with other options, by which its parameters mean something "
             f"else: {'; '.join(remedies)}"
         )
-
-
-def _own_value(cfg: Any, name: str) -> Any:
-    stack, _, rest = name.partition("_")
-    return getattr(getattr(cfg, stack), rest) if stack in _STACKS else getattr(cfg, name)
 
 
 def _remedy(flag: str, stored: Any, own: Any) -> str:

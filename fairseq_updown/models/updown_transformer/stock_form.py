@@ -9,10 +9,9 @@ from dataclasses import fields
 from typing import Any, Dict, List, NamedTuple
 
 from fairseq.tasks.translation import TranslationConfig
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ...checkpoints import stored_options
+from ...checkpoints import as_dict, stored_options
 from ...errors import UserError
 from .architectures import MODEL_NAME, resolve
 from .migration import RETIRED, migrate
@@ -59,7 +58,7 @@ def stock_form(state: Dict[str, Any], path: str, force: bool = False) -> StockFo
             "of --updown-mixer updown or full can be exported"
         )
     max_source = _uncompressed_source(args, mixer)
-    task = _as_dict(state["cfg"]["task"])
+    task = as_dict(state["cfg"]["task"])
     reasons = _differences(args, task)
     if reasons and not force:
         raise UserError(
@@ -133,9 +132,3 @@ def _stock_options(args: Namespace) -> Dict[str, Any]:
     for name in ("encoder_layers_to_keep", "decoder_layers_to_keep"):
         options.pop(name, None)  # they are left out already
     return {"_name": STOCK, "arch": STOCK, **options}
-
-
-def _as_dict(options: Any) -> Dict[str, Any]:
-    if isinstance(options, DictConfig):
-        return dict(OmegaConf.to_container(options, enum_to_str=True))  # type: ignore[arg-type]
-    return dict(vars(options) if isinstance(options, Namespace) else options)

@@ -7,10 +7,11 @@ the largest l_ti, and s_i what the encoder knows of source token i before any po
     n_t = norm(sum over i of f_ti s_i), norm a layer norm without parameters
     r_t = W n_t + W2 relu(W1 n_t + b) + v_(L_t)
 
-f is where the next word of a quotation stands. r is added to what the decoder's first layer makes
-of its words; that layer sees them undisturbed, and the others know how the quotation goes on, and
-whether it does: a heading ends where the encoder saw that it ends. (CopyNet's selective read, arXiv
-1603.06393, section 3.3, asks for one written word, and reads its state, not the next one's.)
+f is where the next word of a quotation stands. r is added, with dropout, to what the decoder's
+first layer makes of its words; that layer sees them undisturbed, and the others know how the
+quotation goes on, and whether it does: a heading ends where the encoder saw that it ends.
+(CopyNet's selective read, arXiv 1603.06393, section 3.3, asks for one written word, and reads its
+state, not the next one's.)
 """
 
 from typing import NamedTuple, Optional, Tuple

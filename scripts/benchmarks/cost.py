@@ -60,9 +60,10 @@ import step_profile
 import steps
 import torch
 from fairseq.models import ARCH_MODEL_REGISTRY
-from figure_store import Store, machine, plugin_source
+from figure_store import Store, code, digest, machine, plugin_source
 from fresh_process import MIB, OutOfMemory, alone, available_mib, guard_memory
 from report import duration
+from scale import GPU
 from steps import Runner, warm_runner
 from systems import Setup, Work, known
 
@@ -95,9 +96,9 @@ LONGEST, LONGEST_UNIT = 262_144, 1024
 KIND = "fairseq_updown benchmark"
 OUT_OF_MEMORY = "out of memory"
 NOT_INSTALLED = "not installed"
-# What the estimate of a GPU's step takes for granted: the host's time for a launch, and the rate of
-# matrix products in bfloat16 that training reaches on a large GPU.
-LAUNCH_SECONDS, GPU_FLOPS = 6e-6, 4e14
+# What figures are measured by, beside the plugin.
+MEASURING = [Path(__file__).with_name(f"{name}.py")
+             for name in ("steps", "systems", "peers", "work_counter", "step_profile")]  # fmt: skip
 
 Figures = dict[str, dict[str, Any]]  # by architecture
 Rows = list[tuple[Work, Figures]]
@@ -139,7 +140,7 @@ def measure(
     figures: Figures = {}
     for arch in progress(architectures, f"{work.src_len}: memory"):
         figures[arch] = {}
-        if arch in peers.NAMES and not peers.INSTALLED:
+        if peers.is_missing(arch):
             continue
         with suppress(OutOfMemory):
             figures[arch] = alone(setup.device, steps.inspect, arch, work, setup)
@@ -201,7 +202,7 @@ def cells(arch: str, kind: str, own: dict[str, Any], stock: dict[str, Any]) -> l
         except (KeyError, ZeroDivisionError):  # the first architecture ran out of memory
             return ""
 
-    why = OUT_OF_MEMORY if arch not in peers.NAMES or peers.INSTALLED else NOT_INSTALLED
+    why = NOT_INSTALLED if peers.is_missing(arch) else OUT_OF_MEMORY
     found = [why, "", ""] + [""] * (kind == "generate")
     if own.get("seconds"):
         median, spread = statistics.median(own["seconds"]), sorted(own["seconds"])
@@ -306,7 +307,12 @@ def works(section: str, args: argparse.Namespace) -> list[Work]:
 
 def surroundings(device: str) -> dict[str, str]:
     """The machine, the versions and the source that figures depend on."""
-    return {**machine(device), "plugin source": plugin_source()}
+    return {
+        **machine(device),
+        "transformers": peers.VERSION or "none",
+        "plugin source": plugin_source(),
+        "measured by": digest([code(path) for path in MEASURING]),
+    }
 
 
 def run_section(section: str, args: argparse.Namespace, store: Store) -> Rows:
@@ -337,8 +343,8 @@ def run_launches(args: argparse.Namespace, store: Store) -> None:
     """Counts launches and prints them, with an estimate of a GPU's step."""
     setup = Setup(args.device, args.dtype)
     print(f"\n### {TITLES['launches']}: target {args.target_length}, batch 1\n\n"
-          f"Estimated, not measured: a GPU's step as max(launches x {LAUNCH_SECONDS * 1e6:.0f} us, "
-          f"operations / {GPU_FLOPS / 1e12:.0f} TFLOP/s).\n")  # fmt: skip
+          f"Estimated, not measured: a GPU's step as max(launches x {GPU().launch * 1e6:.0f} us, "
+          f"operations / {GPU().flops / 1e12:.0f} TFLOP/s).\n")  # fmt: skip
     head = ["source", "architecture", "launches", "of the first", "decoding step", "of the first",
             "operations", "GPU, estimated"]  # fmt: skip
     print(report.table(head, []))
@@ -346,7 +352,7 @@ def run_launches(args: argparse.Namespace, store: Store) -> None:
         work = Work("train", 1, length, args.target_length)
         first: dict[str, float] = {}
         for arch in args.architectures or ARCHITECTURES:
-            if arch in peers.NAMES and not peers.INSTALLED:
+            if peers.is_missing(arch):
                 print(report.line([str(length), f"`{arch}`", NOT_INSTALLED, *[""] * 5]))
                 continue
             key = {"launches": asdict(work), "beam": args.beam, "architecture": arch,
@@ -358,7 +364,7 @@ def run_launches(args: argparse.Namespace, store: Store) -> None:
                 there = kind in found and kind in first
                 counts.append(f"{found[kind]:,}" if kind in found else "")
                 counts.append(f"{found[kind] / first[kind]:.2f}x" if there else "")
-            seconds = max(found["launches"] * LAUNCH_SECONDS, found["flops"] / GPU_FLOPS)
+            seconds = max(found["launches"] * GPU().launch, found["flops"] / GPU().flops)
             print(report.line([
                 str(length), f"`{arch}`", *counts, f"{found['flops'] / 1e9:,.0f} G",
                 duration(seconds),
@@ -377,7 +383,7 @@ def run_profile(args: argparse.Namespace, store: Store) -> None:
             key = {"profile": asdict(work), "architecture": arch, "setup": asdict(setup),
                    "machine": surroundings(args.device)}  # fmt: skip
             shares = partial(alone, args.device, step_profile.shares, arch, work, setup)
-            why = OUT_OF_MEMORY if arch not in peers.NAMES or peers.INSTALLED else NOT_INSTALLED
+            why = NOT_INSTALLED if peers.is_missing(arch) else OUT_OF_MEMORY
             found: dict[str, float] = {}
             if why != NOT_INSTALLED:
                 with suppress(OutOfMemory):

@@ -98,6 +98,7 @@ class Cost(Section):
     """Parameters, time and memory of a training step, in turn with the stock model."""
 
     together = True
+    files = cost.MEASURING
 
     def check(self, args: Namespace) -> None:
         for name in ("arch", "stock"):

@@ -6,6 +6,7 @@ They need the extra `peers` of setup.py.
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,8 +15,8 @@ from systems import SYSTEMS, VOCABULARY, Setup, Work
 from torch import Tensor
 from work_counter import WorkCounter
 
-# Without it, their rows say so.
-INSTALLED = find_spec("transformers") is not None
+# Of the library; None where it is not installed, which their rows then say.
+VERSION = version("transformers") if find_spec("transformers") else None
 
 
 def _transformers() -> Any:
@@ -96,9 +97,20 @@ class LongT5(PeerSystem):
             dropout_rate=0.1,
             decoder_start_token_id=0,
         )
-        self.place(library.LongT5ForConditionalGeneration(config), setup)
+        model = library.LongT5ForConditionalGeneration(config)
+        for module in model.modules():  # T5 has one rate for all dropouts; this one is attention's
+            if isinstance(getattr(module, "dropout", None), float):
+                module.dropout = work.attention_dropout
+        self.place(model, setup)
 
 
 NAMES = ("led", "longt5")
+
+
+def is_missing(name: str) -> bool:
+    """Whether this system is another library's, which is not installed."""
+    return name in NAMES and VERSION is None
+
+
 SYSTEMS["led"] = lambda name, work, setup: Led(work, setup)
 SYSTEMS["longt5"] = lambda name, work, setup: LongT5(work, setup)

@@ -22,6 +22,7 @@ The data: a folder made by fairseq-preprocess, with src and tgt, in sentencepiec
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -40,7 +41,7 @@ import report
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import data_utils, indexed_dataset
-from figure_store import data_hash
+from figure_store import data_hash, plugin_source
 from filelock import FileLock
 from report import mean
 
@@ -164,9 +165,14 @@ class Run:
         return [*shlex.split(text), "--adam-betas", "(0.9, 0.98)", *start, *self.args.extra]
 
     def made_with(self) -> list[str]:
-        """What the run's result depends on, beside the data: how far minutes go, threads say."""
-        threads = ["--threads", str(self.args.threads)] if self.args.minutes else []
-        return [*self.options(), *threads, *self.search()]
+        """What the run's result depends on, beside data and code: how far minutes go, threads and
+        jobs say."""
+        args, more = self.args, []
+        if args.minutes:
+            more += ["--threads", str(args.threads), "--jobs", str(args.jobs)]
+        if args.start:
+            more.append(f"start {hashlib.sha256(args.start.read_bytes()).hexdigest()[:12]}")
+        return [*self.options(), *more, *self.search()]
 
     def search(self) -> list[str]:
         """The options of fairseq-generate that say what is searched for."""
@@ -228,7 +234,7 @@ class Run:
             *("--log-format", "json", "--log-interval", str(interval)),
             *("--save-dir", str(self.folder / "checkpoints")), *self.timeless_start(),
         )  # fmt: skip
-        return {"peak MiB": peak / 1024, **read_training_log(log)}
+        return {"peak MiB": peak / 1024, "code": plugin_source(), **read_training_log(log)}
 
     def validation(self) -> list[str]:
         """Options of fairseq-train that say what is measured at each validation."""
@@ -305,7 +311,7 @@ def read_training_log(path: Path) -> dict[str, Any]:
             updates, seconds = int(values["train_num_updates"]), float(values["train_wall"])
         else:
             updates = int(values["num_updates"])
-            speeds[updates] = float(values["ups"])
+            speeds[updates] = float(values["wps"]) / float(values["wpb"])  # "ups" is rounded
     return {
         "updates": updates,
         "updates per second": float(np.percentile([*speeds.values()] or [updates / seconds], 90)),
@@ -461,8 +467,10 @@ def run(args: argparse.Namespace) -> None:
         if not runs:
             raise UserError(f"--out {args.out} has no finished run of these systems and seeds")
     results: dict[str, list[dict[str, Any]]] = {}
+    figures_of: list[dict[str, Any]] = []
     with ThreadPoolExecutor(args.jobs) as pool:
         for run, figures in zip(runs, pool.map(Run.execute, runs)):
+            figures_of.append(figures)
             results.setdefault(run.system, []).append(figures)
             print(f"{run.folder.name}: {json.dumps(figures['test'])}", file=sys.stderr, flush=True)
     max_tokens = int(re.findall(r"--max-tokens (\d+)", " ".join(runs[0].options()))[-1])
@@ -472,6 +480,10 @@ def run(args: argparse.Namespace) -> None:
         f"\n{budget}, size {args.size}, sources cut to {args.source_tokens} tokens, "
         f"{args.jobs} runs at a time with {args.threads} threads each"
     )
+    own = [found["train"].get("code") == plugin_source() for found in figures_of]
+    older = [run.folder.name for run, is_own in zip(runs, own) if not is_own]
+    if older:
+        print(f"trained by other code of the plugin than today's: {', '.join(older)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -96,7 +96,8 @@ class FairseqSystem:
     def count_decoding_step(self, prefix: int) -> WorkCounter:
         """From now on, counts the decoder's call for a target prefix of that many tokens.
 
-        Watched are the decoder's parameters, the encoder's output and the incremental state.
+        Watched are the decoder's parameters, plain and packed, the encoder's output and the
+        incremental state.
         """
         forward = self.model.decoder.forward
         counter = WorkCounter()
@@ -104,7 +105,10 @@ class FairseqSystem:
         def counted(tokens: Tensor, **options: Any) -> Any:
             if tokens.size(1) != prefix:
                 return forward(tokens, **options)
-            counter.watch(tensors_in([list(self.model.decoder.parameters()), options]))
+            decoder = self.model.decoder
+            packed = getattr(getattr(decoder, "step_precision", None), "lasting", None)
+            weights = [*decoder.parameters(), *(packed.packed.values() if packed else ())]
+            counter.watch(tensors_in([weights, options]))
             with counter:
                 return forward(tokens, **options)
 

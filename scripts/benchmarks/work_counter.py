@@ -31,6 +31,9 @@ if hasattr(torch.ops.mkl, "_mkl_linear"):  # by a packed weight, in decoding ste
     FORMULAS[torch.ops.mkl._mkl_linear] = lambda x, packed, weight, *_, out_val: (
         2 * out_val.numel() * weight.size(1)
     )
+# A weight packed in 8 bits is no tensor: what is read of it, a byte each, follows from the shapes.
+_QUANTIZED = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+FORMULAS[_QUANTIZED] = lambda x, *_, out_val: 2 * out_val.numel() * x.size(-1)
 # They return memory that nobody has written to, or an old tensor under a new name.
 _FREE = {
     "empty",
@@ -55,7 +58,8 @@ class WorkCounter(TorchDispatchMode):
         launches: operations that compute, by name: what an eager GPU launches one by one, at 5 to
             10 microseconds of its host each. Views and unwritten memory do not count.
         waits: operations, by name, for whose result the host waits.
-        bytes_read: size of those tensors of :meth:`watch` that any operation was given.
+        bytes_read: size of those tensors of :meth:`watch` that any operation was given, and of
+            weights in 8 bits.
     """
 
     def __init__(self) -> None:
@@ -93,10 +97,10 @@ class WorkCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._watched:
+        name = func.overloadpacket.__name__
+        if self._watched and name != "embedding":  # of which a few rows are read
             for tensor in tensors_in([args, kwargs]):
                 self.bytes_read += self._watched.pop(tensor.untyped_storage().data_ptr(), 0)
-        name = func.overloadpacket.__name__
         if name in _WAITS:
             self.waits[name] += 1
         elif name not in _FREE and not _is_view(func):
@@ -106,6 +110,8 @@ class WorkCounter(TorchDispatchMode):
             return func(*args, **kwargs)
         result = self.multiply(func, args, kwargs)
         self.flops += formula(*args, **kwargs, out_val=result)
+        if func._overloadpacket is _QUANTIZED:
+            self.bytes_read += result.size(-1) * args[0].size(-1)
         return result
 
     def multiply(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -139,9 +139,7 @@ def non_free_stanzas(text: str) -> str:
 def package_names(config: Path, prefix: str) -> list[str]:
     """The packages in the fetched indexes whose names start with ``prefix``."""
     command = ["apt-cache", "-c", str(config), "pkgnames", prefix]
-    return sorted(
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    )
+    return sorted(ask(*command).split())
 
 
 def ask(*command: str) -> str:

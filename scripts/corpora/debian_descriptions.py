@@ -29,6 +29,10 @@ Acquire::IndexTargets::deb::Translations {{{{
 """
 
 
+# Endings of index files that apt keeps as it fetched them.
+COMPRESSED = {".bz2", ".gz", ".lz4", ".lzma", ".xz", ".zst"}
+
+
 class Description(NamedTuple):
     """One package description: its package's name and its paragraphs (the first is the summary)."""
 
@@ -66,7 +70,7 @@ def available_languages(lists: Path) -> list[str]:
 
 def read_index(path: Path) -> str:
     """The text of one index file; apt's own helper reads it if it was kept compressed."""
-    if not path.suffix:
+    if path.suffix not in COMPRESSED:  # a server's name has dots, too
         return path.read_text(encoding="utf-8", errors="replace")
     helper = "/usr/lib/apt/apt-helper"
     try:

@@ -48,6 +48,7 @@ from fairseq_updown.data.document_corpus import (
     Pair,
     build_corpus,
     digest,
+    fingerprint,
     sample,
     without_copies,
     without_duplicates,
@@ -233,6 +234,8 @@ def build(args: argparse.Namespace) -> None:
             raise UserError(f"--roots {root} is not a directory: give the top of a source tree")
     options = {key: getattr(args, key) for key in ("vocab_size", "max_pairs", "eval_pairs", "seed")}
     options["roots"] = [str(root) for root in roots] if args.roots else "environment"
+    if args.roots:
+        options["files"] = fingerprint(root / path for root, path in find_files(roots))
     if args.target != "summary":
         options["target"] = args.target
     packages = {} if args.roots else installed_packages()

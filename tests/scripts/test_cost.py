@@ -21,6 +21,7 @@ from commands import run_installed
 from fresh_process import OutOfMemory, in_fresh_process
 from steps import Runner, warm_runner
 from systems import VOCABULARY, FairseqSystem, Setup, Work, build
+from torch import nn
 
 from fairseq_updown.ops import packed_linear
 
@@ -184,13 +185,22 @@ def test_a_decoding_step_reads_its_weights_and_caches_and_nothing_else() -> None
     assert found["bytes_read"] == pytest.approx(weights - unread + caches, rel=1e-3)
 
 
-def test_packed_weights_count_as_the_plain_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "size"), [("float32", 4), ("bfloat16", 2), ("int8", 1)])
+def test_packed_weights_count_by_their_own_size(
+    monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    if not packed_linear.FORMATS[name].works():
+        pytest.skip(f"this torch does not multiply in {name}")
     work = Work("generate", 2, 24, 40, beam=3)
-    packed = steps.inspect(OURS, work, CPU)
+    packed = steps.inspect(systems.with_options(OURS, updown_step_precision=name), work, CPU)
     monkeypatch.setattr(packed_linear.Float32, "first_step", 1000)
     plain = steps.inspect(OURS, work, CPU)
     assert packed["flops"] == plain["flops"]
-    assert packed["bytes_read"] == plain["bytes_read"]
+    decoder = build(OURS, work, CPU).model.decoder
+    linear = [m.weight for n, m in decoder.named_modules() if isinstance(m, nn.Linear)
+              and not n.endswith(("encoder_attn.k_proj", "encoder_attn.v_proj"))]  # fmt: skip
+    weights = sum(weight.numel() for weight in linear)
+    assert packed["bytes_read"] == plain["bytes_read"] - (4 - size) * weights
 
 
 @pytest.mark.parametrize("exponent", [1.0, 1.9])
@@ -234,7 +244,7 @@ def test_a_system_of_another_library_is_one_entry(
     assert capsys.readouterr().out.count("`another`") == 3  # two lengths, and the limit of one
 
 
-@pytest.mark.skipif(not peers.INSTALLED, reason="the extra `peers` is not installed")
+@pytest.mark.skipif(peers.VERSION is None, reason="the extra `peers` is not installed")
 @pytest.mark.parametrize("name", peers.NAMES)
 def test_peers_train_and_generate(name: str) -> None:
     for kind in ("train", "generate"):
@@ -248,7 +258,7 @@ def test_peers_train_and_generate(name: str) -> None:
 def test_peers_that_are_not_installed_say_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(peers, "INSTALLED", False)
+    monkeypatch.setattr(peers, "VERSION", None)
     monkeypatch.setattr(cost, "alone", lambda device, look, *of: look(*of))
     sections = ["--sections", "sentences", "launches", "--launch-lengths", "40"]
     assert cost.main([*SMALL, *sections, "--architectures", STOCK, "led"]) == 0

@@ -52,9 +52,9 @@ def write_archive(folder: Path, count: int = 120) -> None:
             lines.append(
                 stanza(name + "-dev", 2 * i + 1, suffix, words(60000 + i, suffix), shared, own)
             )
-    (folder / "host_dists_main_i18n_Translation-en").write_text("\n".join(english))
-    (folder / "host_dists_main_i18n_Translation-de").write_text("\n".join(german))
-    (folder / "host_dists_InRelease").write_text(
+    (folder / "deb.example.org_dists_main_i18n_Translation-en").write_text("\n".join(english))
+    (folder / "deb.example.org_dists_main_i18n_Translation-de").write_text("\n".join(german))
+    (folder / "deb.example.org_dists_InRelease").write_text(
         " 0123 42 main/i18n/Translation-de.xz\n 0123 42 main/i18n/Translation-pt_BR.xz\n"
     )
 

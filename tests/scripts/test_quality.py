@@ -33,11 +33,13 @@ def test_speed_is_that_of_undisturbed_intervals_and_a_resumed_part_counts_once(
 ) -> None:
     log = tmp_path / "train.log"
     lines = [
-        log_line("train_inner", num_updates=5, ups=2.0, wall=11),
-        log_line("train_inner", num_updates=10, ups=0.3, wall=31),
+        log_line("train_inner", num_updates=5, wps=100 * 2.0, wpb=100, wall=11),
+        log_line("train_inner", num_updates=10, wps=100 * 0.3, wpb=100, wall=31),
         log_line("valid", valid_num_updates=10, valid_nll_loss=7.5, valid_rougeL=4),
-        log_line("train_inner", num_updates=15, ups=9, wall=200),  # killed after this
-        log_line("train_inner", num_updates=15, ups=2.0, wall=9),
+        log_line(
+            "train_inner", num_updates=15, wps=100 * 9, wpb=100, wall=200
+        ),  # killed after this
+        log_line("train_inner", num_updates=15, wps=100 * 2.0, wpb=100, wall=9),
         log_line("valid", valid_num_updates=15, valid_nll_loss=7.0, valid_rougeL=6),
         "2026-01-01 00:00:00 | INFO | train | {} not of interest",
     ]
@@ -114,7 +116,11 @@ def test_systems_run_once_and_other_options_are_refused(
 
 @pytest.mark.slow
 def test_systems_train_for_the_same_time(
-    in_forks: None, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    in_forks: None,
+    work: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = ["--minutes", "1", "--seeds", "1", "--source-tokens", "30", "--test-part", "2"]
     order = [str(work / "bin"), "--out", str(tmp_path), *own, "--systems", "updown copy"]
@@ -147,6 +153,13 @@ def test_systems_train_for_the_same_time(
     assert quality.main([*order, "--seeds", "2", "--start", str(start), *stop]) == 0
     trained = json.loads((tmp_path / "updown-copy-2" / "trained.json").read_text())
     assert trained["updates"] > 1
+    torch.save({**state, "trained": "on"}, start)
+    with pytest.raises(SystemExit, match="was made with other options"):
+        quality.main([*order, "--seeds", "2", "--start", str(start), *stop])
+    capsys.readouterr()
+    monkeypatch.setattr(quality, "plugin_source", lambda: "another")
+    assert quality.main([*order, *stop]) == 0
+    assert "other code of the plugin than today's: updown-copy-1\n" in capsys.readouterr().out
 
 
 def test_mistakes_are_told_before_anything_runs(work: Path, tmp_path: Path) -> None:

@@ -337,6 +337,7 @@ def test_one_line_sources_keep_their_options_and_get_the_non_free_part() -> None
     [
         ("apt-get", "exit 100", "apt-get update fetched nothing (exit status 100"),
         ("apt-config", "exit 3", "apt-config of the system's apt does not work: "),
+        ("apt-cache", "exit 3", "apt-cache of the system's apt does not work: "),
         ("apt-cache", "true", "no doc-rfc-* packages: they stand in the non-free part"),
         ("apt-get", '[ "$3" = update ]', "fetched 0 of 2 packages (exit status 1"),
     ],

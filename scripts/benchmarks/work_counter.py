@@ -32,7 +32,7 @@ if hasattr(torch.ops.mkl, "_mkl_linear"):  # by a packed weight, in decoding ste
         2 * out_val.numel() * weight.size(1)
     )
 # A weight packed in 8 bits is no tensor: what is read of it, a byte each, follows from the shapes.
-_QUANTIZED = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+_QUANTIZED = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", object())
 FORMULAS[_QUANTIZED] = lambda x, *_, out_val: 2 * out_val.numel() * x.size(-1)
 # They return memory that nobody has written to, or an old tensor under a new name.
 _FREE = {

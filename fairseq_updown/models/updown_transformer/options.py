@@ -228,7 +228,7 @@ def validate(args: Namespace) -> None:
         ("updown_decoder_slots", "updown_decoder_block_size"),
     ):
         fits = getattr(args, slots) <= getattr(args, block)
-        remedy = f"a block cannot have more slots than tokens; use at most {_flag(block)}"
+        remedy = f"a block cannot have more slots than tokens; use at most {flag_of(block)}"
         _require(args, slots, fits, f"{remedy} = {getattr(args, block)}")
     rate, base = args.updown_pool_rate, args.updown_pooling_base
     remedy = "it must be a finite number of at least 1"
@@ -266,8 +266,9 @@ def _validate_stock(args: Namespace) -> None:
         _require(args, name, getattr(args, name) >= 1, "it must be at least 1")
     for stack in ("encoder", "decoder"):
         heads, embed_dim = f"{stack}_attention_heads", f"{stack}_embed_dim"
-        fits = getattr(args, embed_dim) % getattr(args, heads) == 0
-        _require(args, heads, fits, f"it must divide {_flag(embed_dim)} {getattr(args, embed_dim)}")
+        width = getattr(args, embed_dim)
+        fits = width % getattr(args, heads) == 0
+        _require(args, heads, fits, f"it must divide {flag_of(embed_dim)} {width}")
     for name in (
         *("dropout", "attention_dropout", "activation_dropout", "adaptive_softmax_dropout"),
         *("encoder_layerdrop", "decoder_layerdrop"),
@@ -295,13 +296,14 @@ def block_size_of_layer(cfg: Any, layer: int) -> int:
     return (is_pooled and cfg.updown_pooled_block_size) or cfg.updown_block_size
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """An option as it is given on a command line."""
     return "--" + name.replace("_", "-")
 
 
 def _require(args: Namespace, name: str, holds: bool, remedy: str) -> None:
     if not holds:
-        refuse(f"{_flag(name)} {getattr(args, name)}: {remedy}")
+        refuse(f"{flag_of(name)} {getattr(args, name)}: {remedy}")
 
 
 def refuse(message: str) -> NoReturn:

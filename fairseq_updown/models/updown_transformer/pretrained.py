@@ -15,6 +15,7 @@ from torch import Tensor
 from ...attention.copying import CONTINUE_OFF
 from ...attention.quotation import LONGEST_MATCH
 from ...checkpoints import stored_options
+from .options import flag_of
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def check_meaning(options: Dict[str, Any], cfg: Any) -> None:
     for name, before in _MEANING.items():
         stored, own = options.get(name, before), getattr(cfg, name)
         if stored is not None and str(stored) != str(own):
-            remedies.append(_remedy("--" + name.replace("_", "-"), stored, own))
+            remedies.append(_remedy(flag_of(name), stored, own))
     if remedies:
         raise ValueError(
             "the checkpoint was trained with other options, by which its parameters mean something "

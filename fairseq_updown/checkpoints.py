@@ -19,6 +19,7 @@ from typing import Any, Dict, List, Optional
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import meters
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,7 +38,8 @@ def _safe_classes() -> List[Any]:
         for package in ("core", "_core")
     ]
     dtypes = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u4", "u8", "?")}
-    return [Namespace, np.ndarray, np.dtype, *dtypes, *renamed, *_meters()]
+    sent: Any = distributed_utils._TensorPlaceholder  # of a tensor, from one process to others
+    return [Namespace, np.ndarray, np.dtype, *dtypes, *renamed, sent, *_meters()]
 
 
 def _meters() -> List[Any]:

@@ -1,7 +1,7 @@
 """The pyramid's own pooling: the sequence itself gets shorter between two stages."""
 
 import math
-from typing import Iterable, NamedTuple, Optional, Tuple
+from typing import Iterable, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class RowLengths(NamedTuple):
     @classmethod
     def of(cls, numbers: Iterable[int], device: torch.device) -> "RowLengths":
         numbers = tuple(numbers)
-        return cls(numbers, torch.tensor(numbers, device=device))
+        return cls(numbers, on_device(numbers, device))
 
     @property
     def longest(self) -> int:
@@ -50,6 +50,11 @@ class RowLengths(NamedTuple):
     def padding_mask(self, size: int) -> Optional[Tensor]:
         """`(bsz, size)` bool, True at pads; None if there are none."""
         return None if self.all_are(size) else length_mask(self.tensor, size)
+
+
+def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """A long tensor of numbers that the host knows; neither side waits for the other."""
+    return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 class PooledSequence(NamedTuple):
@@ -141,7 +146,7 @@ class SequencePooling(nn.Module):
         new_lengths = RowLengths.of(map(min, lengths.numbers, targets), x.device)
         sizes = RowSizes(
             None if lengths.all_are(width) else lengths.tensor,
-            targets[0] if len(set(targets)) == 1 else torch.tensor(targets, device=x.device),
+            targets[0] if len(set(targets)) == 1 else on_device(targets, x.device),
             new_lengths.longest,
             max(n / target for n, target in zip(lengths.numbers, targets)),
         )

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .functional import HALVES, length_mask
+from .functional import HALVES, full_precision, length_mask
 
 
 class Pooling(NamedTuple):
@@ -249,7 +249,8 @@ def straight_through(weights: Tensor, leader: Tensor) -> Tensor:
 def combine(
     x: Tensor, assignment: Tensor, weights: Tensor, num_slots: int, pads: bool = True
 ) -> Tensor:
-    """Slots as weighted sums of their tokens; linear in the length, whatever `num_slots` is.
+    """Slots as weighted sums of their tokens, added up in full precision; linear in the length,
+    whatever `num_slots` is.
 
     Args:
         x: `(rows, length, d)`. assignment, weights: `(rows, length)`.
@@ -262,10 +263,10 @@ def combine(
     if rows > 1:
         first_slot = torch.arange(rows, device=x.device) * width
         assignment = assignment + first_slot.unsqueeze(1)
-    weighted = x * weights.to(x.dtype).unsqueeze(-1)
-    slots = x.new_zeros(rows * width, x.size(2))
+    weighted = full_precision(x) * full_precision(weights).unsqueeze(-1)
+    slots = weighted.new_zeros(rows * width, x.size(2))
     slots = slots.index_add(0, assignment.flatten(), weighted.flatten(0, 1))
-    return slots.view(rows, width, -1)[:, :num_slots]
+    return slots.to(x.dtype).view(rows, width, -1)[:, :num_slots]
 
 
 def _knock_out(

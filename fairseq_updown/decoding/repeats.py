@@ -34,9 +34,9 @@ class RepeatBlocker(nn.Module):
             return lprobs
         runs = said.unfold(1, self.size, 1)  # rows x runs x size
         recent = said[:, said.size(1) - self.size + 1 :].unsqueeze(1)
-        row, run = (runs[:, :, :-1] == recent).all(dim=2).nonzero(as_tuple=True)
-        blocked = lprobs.clone()
-        blocked[row, runs[row, run, -1]] = -math.inf
+        repeats = (runs[:, :, :-1] == recent).all(dim=2)
+        penalty = torch.zeros_like(repeats, dtype=lprobs.dtype).masked_fill(repeats, -math.inf)
+        blocked = lprobs.scatter_add(1, runs[:, :, -1], penalty)
         nothing_left = blocked.eq(-math.inf).all(dim=1, keepdim=True)
         return lprobs.copy_(torch.where(nothing_left, lprobs, blocked))
 

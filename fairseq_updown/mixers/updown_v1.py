@@ -58,4 +58,5 @@ class ExchangeAttention(AttentionMixer):
         total = sum_by_slot(counts, cell, num_cells).clamp(min=1).unsqueeze(-1)
         average = combine(values, cell, counts, num_cells) / total
         own = cell.clamp(max=num_cells - 1).unsqueeze(-1).expand(-1, -1, embed_dim)
-        return self.v_proj(average.to(h.dtype)).gather(1, own)
+        of_cell = full_precision(self.v_proj(average.to(h.dtype)))  # where gradients add up
+        return of_cell.gather(1, own).to(h.dtype)

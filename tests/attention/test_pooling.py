@@ -5,6 +5,7 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_updown.attention.pooling import (
     POOLINGS,
@@ -82,6 +83,24 @@ def test_slots_are_convex_combinations_and_lose_no_count(name, rows, seed):
         for token in range(int(lengths[row])):
             dense[row, pooled.assignment[row, token], token] = pooled.log_weights[row, token].exp()
     torch.testing.assert_close(slots, dense @ x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_added_up_in_full(dtype):
+    """A GPU adds one token after the other in the precision of the sums, in any order; a CPU does
+    not, so that its results would not tell."""
+
+    class Sums(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "index_add" in str(func):
+                precisions.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    precisions = []
+    with Sums():
+        x, slot = torch.randn(2, 9, 3).to(dtype), torch.arange(9).expand(2, 9) // 3
+        assert combine(x, slot, torch.full((2, 9), 1 / 3), 3).dtype == dtype
+    assert precisions == [torch.float32]
 
 
 @pytest.mark.parametrize("name", NAMES)

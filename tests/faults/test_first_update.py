@@ -28,5 +28,5 @@ def test_without_a_backward_pass_nothing_is_moved_to_the_cpu(
 ) -> None:
     source, target = torch.stack(draw_rows([23], 1)), torch.stack(draw_rows([9], 2))
     model = build(offload_activations=True, checkpoint_activations=True)
-    monkeypatch.setattr(layers, "_moved", None)
+    monkeypatch.setattr(layers, "_to_cpu", None)
     assert logits(model, source, target).equal(logits(build(), source, target))

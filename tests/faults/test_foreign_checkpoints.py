@@ -12,10 +12,21 @@ from typing import Any, List
 import pytest
 import torch
 from commands import PLUGIN, train_arguments
+from fairseq.distributed.utils import _put_tensors_in_obj, _split_tensors_from_obj
 
 from fairseq_updown.cli import highlight, summarize
 
 pytestmark = pytest.mark.filterwarnings("ignore:'torch.load' received a zip file")
+
+
+def test_what_fairseq_sends_from_one_process_to_others_is_loaded() -> None:
+    """A checkpoint, under `--ddp-backend fully_sharded`: its tensors go by themselves."""
+    buffer, tensors = io.BytesIO(), []
+    sent = _split_tensors_from_obj({"model": {"weight": torch.ones(2)}}, tensors)
+    torch.save(sent, buffer)
+    buffer.seek(0)
+    received = torch.load(buffer)
+    assert _put_tensors_in_obj(received, tensors)["model"]["weight"].tolist() == [1, 1]
 
 
 class Command:

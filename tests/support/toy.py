@@ -61,7 +61,8 @@ CONFIGURATIONS = {
     "only cross slots": dict(updown_cross_slots=3, updown_pool_layers=""),
     "tournament": dict(updown_pooling="tournament"),
     "topk": dict(updown_pooling="topk"),
-    "mean": dict(updown_pooling="mean"),
+    # Nothing that looks at the scores comes between the last pool and the cross slots.
+    "mean": dict(updown_pooling="mean", updown_pool_layers="1,3", updown_cross_slots=4),
     "base 3": dict(updown_pooling_base=3.0),
     "no gate": dict(updown_no_gate=True),
     "no reweight": dict(updown_no_reweight=True),

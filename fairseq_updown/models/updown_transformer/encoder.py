@@ -15,6 +15,7 @@ from ...attention.functional import (
     left_align_order,
     lowered,
 )
+from ...attention.pooling import mean
 from ...attention.slots import BlockPooling
 from ...decoding.beams import regroup_rows
 from ...decoding.cache import select_rows
@@ -241,7 +242,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         is_real = src_tokens.ne(self.padding_idx)
         tokens_after_pads = (is_real[:, 1:] > is_real[:, :-1]).sum().unsqueeze(0)
         counted = torch.cat([is_real.sum(dim=1), tokens_after_pads])
-        *numbers, unaligned = counted.tolist()  # the only wait for the device
+        *numbers, unaligned = counted.tolist()  # waits for the device; no layer does
         lengths = RowLengths(tuple(numbers), counted[:-1])
         longest = lengths.longest
         if longest > self.max_positions() and self.streaming is None:
@@ -272,7 +273,9 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             return keep_in_graph(x, pooling.parameters()), lengths, mass, trace
         pooled = pooling(x, lengths, mass)
         weights = pooled.weights if self.copies else pooled.weights.detach()
-        return pooled.x, pooled.lengths, pooled.mass, trace.through(pooled, weights)
+        # The scores of `mean` ride along, and who comes next may not look at them.
+        x = keep_in_graph(pooled.x, pooling.parameters() if pooling.pooling is mean else ())
+        return x, pooled.lengths, pooled.mass, trace.through(pooled, weights)
 
     def compressors(self) -> Dict[int, BlockPooling]:
         """Of the layers that have slots, by their index."""

@@ -39,24 +39,24 @@ def _checkpointed(forward: Callable[..., Any], *args: Any) -> Any:
 
 
 def _offloaded(forward: Callable[..., Any], x: Tensor, *args: Any) -> Any:
-    """:func:`_checkpointed` with the inputs kept in the CPU's memory."""
+    """:func:`_checkpointed` with x kept in the CPU's memory until the backward pass; the others are
+    small, or every layer's, as the memory is."""
     if not torch.is_grad_enabled():
         return forward(x, *args)
-    there = partial(_moved, device=x.device)
-    kept = _moved((x, *args), torch.device("cpu"))
+    device, trained = x.device, x.requires_grad
+    given, kept = [x], _to_cpu(x.detach())
+
+    def layer(_: Tensor, *args: Any) -> Any:
+        if given:  # the first pass
+            return forward(given.pop(), *args)
+        return forward(kept.to(device, non_blocking=True).requires_grad_(trained), *args)
+
     # An input on the device tells whose random numbers, of dropout, the second pass must repeat.
-    here = x.new_empty(0)
-    return _checkpointed(lambda _, *inputs: forward(*there(inputs)), here, *kept)
+    return _checkpointed(layer, x.new_empty(0), *args)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    """A tensor, or the tensors in a (named) tuple, on `device`; anything else as it is."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, tuple):
-        parts = [_moved(part, device) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    return value
+def _to_cpu(x: Tensor) -> Tensor:
+    return x.to("cpu", non_blocking=True)
 
 
 def lift_limit(positions: Optional[nn.Module], longest: int) -> None:

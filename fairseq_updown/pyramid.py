@@ -7,15 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention.functional import full_precision, length_mask, weight_and_bias
+from .attention.functional import full_precision, keep_in_graph, length_mask, weight_and_bias
 from .attention.pooling import (
-    HARD,
     POOLINGS,
     Pooling,
     PoolingFunction,
     RowSizes,
     combine,
-    straight_through,
     sum_by_slot,
     tie_tolerance,
 )
@@ -90,9 +88,7 @@ def pool_by_scores(
     size = min(size, length)
     sizes = RowSizes(None, size, size, length / size)
     pooled = pooling(mass.scores, sizes, base, tie_tolerance(x.dtype))
-    weights = pooled.weights
-    if pooling in HARD:
-        weights = straight_through(weights, pooled.leader)
+    weights = pooled.shares()
     counts = sum_by_slot(mass.counts, pooled.assignment, size, sizes.pads)
     return PooledSequence(
         combine(x, pooled.assignment, weights, size, sizes.pads),
@@ -124,12 +120,15 @@ class SequencePooling(nn.Module):
         self.min_length = min_length
         self.pooling = POOLINGS[pooling]
         self.pooling_base = pooling_base
-        self.hard = self.pooling in HARD
         self.scorer = nn.Linear(embed_dim, 1)
+
+    def target(self, length: int) -> int:
+        """The most tokens that a sequence of `length` is pooled to."""
+        return max(self.min_length, math.ceil(length / self.rate))
 
     def applies(self, length: int) -> bool:
         """Whether a sequence of `length` tokens gets any shorter."""
-        return length > self.min_length and self.rate > 1
+        return self.target(length) < length
 
     def forward(self, x: Tensor, lengths: RowLengths, mass: Optional[TokenMass]) -> PooledSequence:
         """
@@ -142,7 +141,7 @@ class SequencePooling(nn.Module):
             normed = F.layer_norm(full_precision(x), x.shape[-1:])
             scores = F.linear(normed, *weight_and_bias(self.scorer)).squeeze(-1).sigmoid()
         width = x.size(1)
-        targets = [max(self.min_length, math.ceil(n / self.rate)) for n in lengths.numbers]
+        targets = [self.target(number) for number in lengths.numbers]
         new_lengths = RowLengths.of(map(min, lengths.numbers, targets), x.device)
         sizes = RowSizes(
             None if lengths.all_are(width) else lengths.tensor,
@@ -151,11 +150,12 @@ class SequencePooling(nn.Module):
             max(n / target for n, target in zip(lengths.numbers, targets)),
         )
         pooled = self.pooling(scores, sizes, self.pooling_base, tie_tolerance(x.dtype))
-        weights = pooled.weights
-        if self.hard:
-            weights = straight_through(weights, pooled.leader)
+        weights = pooled.shares()
+        x = combine(x, pooled.assignment, weights, sizes.num_slots, sizes.pads)
+        if not weights.requires_grad:  # of `mean`, whose scores nobody need look at
+            x = keep_in_graph(x, self.parameters())
         return PooledSequence(
-            combine(x, pooled.assignment, weights, sizes.num_slots, sizes.pads),
+            x,
             new_lengths,
             self.add_up(pooled, sizes, scores, mass),
             pooled.assignment,

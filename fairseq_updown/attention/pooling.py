@@ -5,7 +5,7 @@ each belongs to exactly one slot, of which it is a share. An operator therefore 
 slot and the log-weight of each token; :func:`combine` builds the slots.
 
 To add an operator, write a function with the signature of :func:`tournament` and name it in
-`POOLINGS`, and in `HARD` if each slot is a single token.
+`POOLINGS`.
 """
 
 import math
@@ -27,8 +27,9 @@ class Pooling(NamedTuple):
         log_weights: `(rows, length)`, log of each token's share of its slot; 0 at pads.
         weights: `(rows, length)`, the shares; 1 at pads.
         leader: `(rows, length)` bool, the one token of a slot that gives it its place in reading
-            order (and, under `topk`, its whole content).
+            order.
         scores: `(rows, num_slots)` in (0, 1); 0 for empty slots.
+        hard: a slot is its leader alone; the weights are those of its gradient.
     """
 
     assignment: Tensor
@@ -36,6 +37,11 @@ class Pooling(NamedTuple):
     weights: Tensor
     leader: Tensor
     scores: Tensor
+    hard: bool = False
+
+    def shares(self) -> Tensor:
+        """`(rows, length)`, what a slot is made of; see :func:`combine`."""
+        return straight_through(self.weights, self.leader) if self.hard else self.weights
 
 
 class RowSizes(NamedTuple):
@@ -183,8 +189,6 @@ POOLINGS: "dict[str, PoolingFunction]" = {
     "topk": topk,
     "mean": mean,
 }
-# Those whose slot is its leader alone; the others get their gradient straight through.
-HARD = {topk}
 
 
 def tie_tolerance(dtype: torch.dtype) -> float:
@@ -301,6 +305,7 @@ def _knock_out(
         log_weights.exp(),
         leader,
         item_scores.masked_fill(length_mask(remaining, num_slots), 0.0),
+        hard=winner_takes_all,
     )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..mass import TokenMass
 from .functional import MASKED_LOGIT, full_precision
-from .pooling import HARD, POOLINGS, RowSizes, straight_through, tie_tolerance
+from .pooling import POOLINGS, RowSizes, straight_through, tie_tolerance
 
 
 class BlockLengths(NamedTuple):
@@ -32,7 +32,7 @@ class PooledBlocks(NamedTuple):
     Attributes:
         lengths: of the blocks; None if all are full.
         log_weights: `(bsz, num_blocks, num_slots, block_size)`, log of each token's share of each
-            slot; `MASKED_LOGIT` or less in all slots but its own.
+            slot; about `MASKED_LOGIT` in all slots but its own, any in slots that have no token.
         leader: `(bsz, num_blocks, num_slots, block_size)` bool, see :class:`~.pooling.Pooling`;
             None where the pooling is soft.
         single: `(bsz, num_blocks, num_slots, 1)` bool, the slot has but one token.
@@ -95,7 +95,6 @@ class BlockPooling(nn.Module):
         self.num_slots = num_slots
         self.pooling = POOLINGS[pooling]
         self.pooling_base = pooling_base
-        self.hard = self.pooling in HARD
         self.scorer = nn.Parameter(torch.zeros(embed_dim))
         self.reweight = nn.Parameter(torch.zeros(1)) if reweight else None
         # Open at the start: g = sigmoid(2) = 0.88 of the fresh candidate.
@@ -177,7 +176,7 @@ class BlockPooling(nn.Module):
         return PooledBlocks(
             lengths=lengths,
             log_weights=log_weights.where(member, MASKED_LOGIT),
-            leader=member & leader if self.hard else None,
+            leader=member & leader if pooled.hard else None,
             single=(tokens <= 1).unsqueeze(-1),
             slots=logits.new_empty(0),
             mass=TokenMass.of(slot_counts.flatten(1), pooled.scores.reshape(blocks[0], -1)),

@@ -190,12 +190,13 @@ def _flash_backward(
 
 
 @cache
+@torch.inference_mode(False)
 def kernel_works() -> bool:
     """Whether this torch has the fused kernel, which is private to it, and it does what it did:
     tried on two blocks of two tokens, forward and backward."""
     shape = ((1, 2, 2, 8), (1, 2, 2, 8), (1, 2, 2, 8), (1, 2, 8), (1, 2, 8), (1, 1, 2))
-    ramps = [torch.linspace(-1, 1 + i, 16).repeat(2)[: math.prod(s)] for i, s in enumerate(shape)]
-    tensors = [ramp.view(s).requires_grad_() for ramp, s in zip(ramps, shape)]
+    ramps = [torch.linspace(-1, 1 + i, 16, device="cpu") for i in range(len(shape))]
+    tensors = [r.repeat(2)[: math.prod(s)].view(s).requires_grad_() for r, s in zip(ramps, shape)]
     query, key, value, *slots = tensors
     keys = BlockKeys(key, value, None, *slots)
     # activation checkpointing counts the tensors that are saved in the layer that comes here first

@@ -11,7 +11,7 @@ import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +150,7 @@ class PackedWeights:
         self.rows = 0
         self.steps = 0
         self.packed: Dict[nn.Module, Any] = {}
+        self.version: Dict[nn.Module, Tuple[int, int]] = {}
 
     def begin(self, rows: int) -> None:
         """A step of `rows` hypotheses begins."""
@@ -160,8 +161,9 @@ class PackedWeights:
 
     def multiply(self, module: nn.Linear, x: Tensor, rows: int) -> Tensor:
         """W x + b, for x `(*, in_features)` of as many rows as the step has."""
-        if module not in self.packed:
-            self.packed[module] = self.format.pack(module, rows)
+        version = _version(module.weight)
+        if self.version.get(module) != version or module not in self.packed:
+            self.packed[module], self.version[module] = self.format.pack(module, rows), version
         return self.format.multiply(self.packed[module], module, x, rows)
 
     def can_multiply(self, module: nn.Linear, x: Tensor, rows: int) -> bool:
@@ -177,6 +179,11 @@ class PackedWeights:
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
         )
+
+
+def _version(weight: Tensor) -> Tuple[int, int]:
+    """Another one for other values, as a checkpoint may bring them."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 class _Step(NamedTuple):

@@ -17,6 +17,7 @@ from fairseq.models.transformer import TransformerConfig
 from omegaconf import OmegaConf
 from toy import CONFIGURATIONS, STOCK, build, random_tokens, toy_task
 
+from fairseq_updown.attention.pooling import POOLINGS
 from fairseq_updown.mixers import MIXERS
 from fairseq_updown.mixers.base import Settings
 from fairseq_updown.models.updown_transformer import ARCHITECTURES, UpdownTransformerModel
@@ -99,7 +100,7 @@ def test_every_flag_reaches_the_built_model(load: Any) -> None:
     assert (encoder.block_size, encoder.compressor.num_slots, encoder.num_heads) == (7, 3, 3)
     assert model.encoder.layers[0].self_attn.block_size == 6
     assert encoder.compressor.pooling_base == 3.5
-    assert encoder.compressor.hard
+    assert encoder.compressor.pooling is POOLINGS["topk"]
     assert encoder.compressor.gate_weight is None
     assert encoder.compressor.reweight is None
     decoder = model.decoder.layers[2].self_attn
@@ -200,12 +201,20 @@ def test_has_every_flag_of_the_stock_transformer() -> None:
             dict(merge_src_tgt_embed=True, decoder_embed_dim=8),
             "--decoder-embed-dim 8: merged embeddings are of --encoder-embed-dim 16",
         ),
+        (
+            dict(merge_src_tgt_embed=True, decoder_output_dim=8),
+            "--decoder-output-dim 8: shared embeddings are of --decoder-embed-dim 16",
+        ),
     ],
     ids=str,
 )
 def test_bad_options_are_refused_with_value_and_remedy(flags: Dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**flags)
+
+
+def test_slots_are_counted_only_where_there_are_any() -> None:
+    build(updown_mixer="longt5", updown_block_size=3, updown_slots=4)
 
 
 def test_adaptive_softmax() -> None:
@@ -229,11 +238,12 @@ def test_source_attention_is_a_distribution_over_real_tokens(name: str) -> None:
     assert model(source, None, torch.full((2, 3), 5))[1]["attn"] == [None]
 
 
-@pytest.mark.parametrize("name", ["plain", "copy topk, cross slots"])
+@pytest.mark.parametrize("name", ["plain", "pooled", "copy topk, cross slots"])
 def test_alignments_are_learned(name: str) -> None:
     task = toy_task()
     task.cfg = Namespace(load_alignments=True)
-    options = CONFIGURATIONS.get(name, {})
+    pooled = dict(updown_pool_layers="1", updown_memory_size=4)
+    options = pooled if name == "pooled" else CONFIGURATIONS.get(name, {})
     model = UpdownTransformerModel.build_model(Namespace(**STOCK, **options), task).train()
     generator = torch.Generator().manual_seed(0)
     source, target = random_tokens(generator, 2, 19), random_tokens(generator, 2, 5)
@@ -247,6 +257,9 @@ def test_alignments_are_learned(name: str) -> None:
     attention = model(**sample["net_input"])[1]["attn"][0].flatten(0, 1)
     expected = -attention[align[:, 1], align[:, 0]].log().sum()
     assert logged["alignment_loss"] == pytest.approx(float(expected), rel=1e-4)
+    if name == "pooled":
+        scorer = model.encoder.pools["1"].scorer
+        assert torch.autograd.grad(expected, scorer.weight, retain_graph=True)[0].any()
     loss.backward()
     with torch.no_grad():
         assert criterion(model.eval(), sample)[0].isfinite()

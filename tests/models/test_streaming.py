@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import pool
 from torch import Tensor
-from toy import CONFIGURATIONS, EXACT, build, pad_rows, predicted, random_tokens
+from toy import CONFIGURATIONS, EXACT, PAD, build, pad_rows, predicted, random_tokens
 
 from fairseq_updown.attention.pooling import POOLINGS
 from fairseq_updown.mass import TokenMass
@@ -58,6 +58,16 @@ def test_what_fits_a_segment_is_encoded_as_ever(name: str) -> None:
     actual = stream(model).encoder(tokens)
     for key, tensors in expected.items():
         assert all(map(torch.equal, actual[key], tensors))
+
+
+@pytest.mark.parametrize("name", ["default", "copy"])
+def test_pads_beside_a_stream_change_nothing(name: str) -> None:
+    model, tokens, target = stream(build(**CONFIGURATIONS[name])), source(20), source(5, 1)
+    padded = torch.cat([torch.full((1, 3), PAD), tokens], dim=1)
+    expected, (out, extra) = model(tokens, None, target), model(padded, None, target)
+    torch.testing.assert_close(out, expected[0], **EXACT)
+    torch.testing.assert_close(extra["attn"][0][:, :, 3:], expected[1]["attn"][0], **EXACT)
+    assert not extra["attn"][0][:, :, :3].any()
 
 
 @settings(max_examples=3)

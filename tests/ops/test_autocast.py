@@ -47,6 +47,17 @@ def test_the_error_is_that_of_a_plain_transformer_under_autocast(seed):
         assert 1e-4 < error(low, exact, *batch(seed)) < 2 * plain
 
 
+@torch.no_grad()
+def test_quantization_noise_leaves_the_residual_stream_in_float32():
+    """fairseq's is a linear layer behind the embeddings, which autocast lowers."""
+    noise = dict(quant_noise_pq=0.1, quant_noise_pq_block_size=1, decoder_input_dim=8)
+    model, (source, target) = build(**noise, **ON).float(), batch()
+    encoder_out = model.encoder(source)
+    assert encoder_out["encoder_out"][0].dtype == torch.float32
+    logits, _ = model.decoder(target[:, :1], encoder_out, incremental_state={})
+    assert logits.isfinite().all()
+
+
 def test_trains_with_float32_parameters_gradients_and_logits(configuration):
     options = {**configuration, "dropout": 0.1, "attention_dropout": 0.0}
     grads = []

@@ -137,3 +137,9 @@ def test_without_the_private_kernel_attention_is_the_same(
     finally:
         block_attention.kernel_works.cache_clear()
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_the_kernel_is_found_in_inference_mode_too() -> None:
+    block_attention.kernel_works.cache_clear()
+    with torch.inference_mode():
+        assert block_attention.kernel_works()

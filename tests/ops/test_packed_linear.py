@@ -230,6 +230,10 @@ def test_weights_last_only_in_a_model_that_trains_no_more(name: str) -> None:
         before = dict(lasting.packed)
         generate()
         assert before == lasting.packed
+    other = build(updown_step_precision=name, seed=1).float()
+    model.load_state_dict(other.state_dict())
+    repeated, model = generate(), other
+    torch.testing.assert_close(repeated, generate(), **CLOSE)
 
 
 def rounded(name: str, x: Tensor, levels: int) -> Tensor:

@@ -56,7 +56,9 @@ CONFIGURATIONS = {
     "slots = block": dict(updown_slots=5, updown_decoder_slots=4),
     "rate 3": dict(updown_pool_rate=3.0),
     "rate 2.5 after every layer": dict(updown_pool_layers="1,2,3", updown_pool_rate=2.5),
-    "memory 1": dict(updown_memory_size=1),
+    "memory 1, after every layer": dict(
+        updown_memory_size=1, updown_pool_layers="1,2,3", updown_pool_rate=1.3
+    ),
     "cross slots": dict(updown_cross_slots=4),
     "only cross slots": dict(updown_cross_slots=3, updown_pool_layers=""),
     "tournament": dict(updown_pooling="tournament"),

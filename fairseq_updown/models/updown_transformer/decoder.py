@@ -51,8 +51,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         **kwargs: Any,
     ) -> Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]:
         """fairseq's, all tokens at once in the precision of `--updown-autocast`; logits
-        `(rows, tgt_len, vocabulary)` are at least float32, with `--updown-copy` without what is
-        copied: :meth:`get_normalized_probs` adds that."""
+        `(rows, tgt_len, vocabulary)` are in the parameters' precision, with `--updown-copy` without
+        what is copied: :meth:`get_normalized_probs` adds that."""
         # A step reads each weight once: casting it there would take longer than it gains.
         autocast = self.autocast if incremental_state is None else OFF
         with mixed_precision(autocast, self.embed_tokens.weight):
@@ -327,7 +327,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             x = x + (positions[:, -1:] if incremental_state is not None else positions)
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
-        return self.dropout_module(x)
+        return self.dropout_module(x).to(self.embed_tokens.weight.dtype)  # see the encoder's
 
 
 def source_words(encoder_out: EncoderOut) -> SourceWords:

@@ -15,7 +15,6 @@ from ...attention.functional import (
     left_align_order,
     lowered,
 )
-from ...attention.pooling import mean
 from ...attention.slots import BlockPooling
 from ...decoding.beams import regroup_rows
 from ...decoding.cache import select_rows
@@ -55,6 +54,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         self.autocast = str(cfg.updown_autocast)
         self.pooling, self.pooling_base = str(cfg.updown_pooling), cfg.updown_pooling_base
         self.copies = bool(cfg.updown_copy)
+        self.trains_trace = self.copies  # and where alignments are learned: see the model
         layers = parse_pool_layers(cfg.updown_pool_layers, cfg.encoder.layers)
         self.pools = nn.ModuleDict(
             {str(layer): pool(cfg.updown_pool_rate, cfg.updown_memory_size) for layer in layers}
@@ -107,7 +107,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
                 1, order.unsqueeze(-1).expand(-1, -1, token_embeddings.size(-1))
             )
         if self.streaming is not None and source_lengths.longest > self.streaming.segment_size:
-            encoded = encode_segments(self, tokens, self.streaming)
+            encoded = encode_segments(self, tokens, self.streaming, trace)
         else:
             encoded = self.encode_segment(
                 tokens, source_lengths, trace, token_embeddings, return_all_hiddens
@@ -172,6 +172,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         """From tokens, `(bsz, length)`, real ones first, to what the decoder reads; arguments as in
         :meth:`run_layers`."""
         x, embedding = self.forward_embedding(tokens, token_embeddings)
+        x = x.to(self.embed_tokens.weight.dtype)  # from quantization noise, which autocast lowers
         x, lengths, mass, trace, token_states, states = self.run_layers(
             x, lengths, trace, keep_states, earlier
         )
@@ -214,8 +215,8 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         for index in range(self.num_layers):
             layer = self.layers[index]
             if id(layer) in kept:
-                before = () if earlier is None else earlier.before(index)
-                x, fc_result, state = layer(x, padding_mask, mass, state, *before)
+                before = None if earlier is None else earlier.slots.get(index)
+                x, fc_result, state = layer(x, padding_mask, mass, state, before)
                 if earlier is not None:
                     earlier.add(index, state)
                 if keep_states:
@@ -272,10 +273,8 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         if not pooling.applies(x.size(1)):
             return keep_in_graph(x, pooling.parameters()), lengths, mass, trace
         pooled = pooling(x, lengths, mass)
-        weights = pooled.weights if self.copies else pooled.weights.detach()
-        # The scores of `mean` ride along, and who comes next may not look at them.
-        x = keep_in_graph(pooled.x, pooling.parameters() if pooling.pooling is mean else ())
-        return x, pooled.lengths, pooled.mass, trace.through(pooled, weights)
+        weights = pooled.weights if self.trains_trace else pooled.weights.detach()
+        return pooled.x, pooled.lengths, pooled.mass, trace.through(pooled, weights)
 
     def compressors(self) -> Dict[int, BlockPooling]:
         """Of the layers that have slots, by their index."""

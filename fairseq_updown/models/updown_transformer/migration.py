@@ -1,6 +1,9 @@
 """Configurations as earlier versions stored them in checkpoints, put into today's options."""
 
+import logging
 from typing import Any, Dict
+
+logger = logging.getLogger(__name__)
 
 # Options that are gone, with their types: no flags any more, but still fields of the configuration,
 # for fairseq drops what is no field before any model sees it.
@@ -40,7 +43,10 @@ def migrate(config: Dict[str, Any]) -> Dict[str, Any]:
         config: flat options; None where nobody set them.
     """
     config, added = dict(config), presets_of_then(config)
-    config.update((name, off) for name, off in added.items() if config.get(name) is None)
+    for name, off in added.items():
+        if config.get(name) is None:
+            logger.info("%s is %s, as in checkpoints that are older than it", name, off)
+            config[name] = off
     size, ensemble = (config.pop(name, None) for name in RETIRED)
     if size is None and ensemble is None:
         return config

@@ -81,6 +81,7 @@ class UpdownTransformerModel(TransformerModelBase):
         model = super().build_model(TransformerConfig.from_namespace(args), task)
         model.kept = kept
         model.decoder.trains_alignment = aligns
+        model.encoder.trains_trace |= aligns
         return accelerate(model)
 
     @classmethod

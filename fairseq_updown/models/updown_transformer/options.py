@@ -222,11 +222,12 @@ def validate(args: Namespace) -> None:
         "updown_cross_slots",
     ):
         _require(args, name, getattr(args, name) >= 0, "it must be 0 (off) or more")
-    for slots, block in (
-        ("updown_slots", "updown_block_size"),
-        *[("updown_slots", "updown_pooled_block_size")] * bool(args.updown_pooled_block_size),
-        ("updown_decoder_slots", "updown_decoder_block_size"),
-    ):
+    blocks = [("updown_decoder_slots", "updown_decoder_block_size")]
+    if parse_mixer(args.updown_mixer).mixer is MIXERS["updown"]:  # no other has slots
+        blocks.append(("updown_slots", "updown_block_size"))
+        if args.updown_pooled_block_size:
+            blocks.append(("updown_slots", "updown_pooled_block_size"))
+    for slots, block in blocks:
         fits = getattr(args, slots) <= getattr(args, block)
         remedy = f"a block cannot have more slots than tokens; use at most {flag_of(block)}"
         _require(args, slots, fits, f"{remedy} = {getattr(args, block)}")
@@ -243,7 +244,6 @@ def validate(args: Namespace) -> None:
     ):
         known = str(getattr(args, name)) in choices
         _require(args, name, known, f"choose {', '.join(choices)}")
-    parse_mixer(args.updown_mixer)
     parse_pool_layers(args.updown_pool_layers, args.encoder_layers)
     for name in ("cross_self_attention", "base_layers"):
         remedy = "it does not work with compressed attention; leave it out"
@@ -283,7 +283,8 @@ def _validate_stock(args: Namespace) -> None:
         fits = args.encoder_embed_dim == args.decoder_embed_dim
         remedy = f"merged embeddings are of --encoder-embed-dim {args.encoder_embed_dim}"
         _require(args, "decoder_embed_dim", fits, remedy)
-    if args.share_decoder_input_output_embed or args.share_all_embeddings:
+    shared = ("share_decoder_input_output_embed", "share_all_embeddings", "merge_src_tgt_embed")
+    if any(getattr(args, name, False) for name in shared):
         own = getattr(args, "decoder_output_dim", None) or args.decoder_embed_dim
         remedy = f"shared embeddings are of --decoder-embed-dim {args.decoder_embed_dim}"
         _require(args, "decoder_output_dim", own == args.decoder_embed_dim, remedy)

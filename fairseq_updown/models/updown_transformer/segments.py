@@ -81,15 +81,14 @@ class LayerSlots:
 
     Args:
         compressors: of the layers that have one, by their index.
+
+    Attributes:
+        slots: of the layers to which something was left, by their index.
     """
 
     def __init__(self, compressors: Dict[int, BlockPooling]):
         self.compressors = compressors
         self.slots: Dict[int, EarlierSlots] = {}
-
-    def before(self, layer: int) -> Tuple[EarlierSlots, ...]:
-        """What a layer sees of earlier segments: nothing, or one."""
-        return (self.slots[layer],) if layer in self.slots else ()
 
     def add(self, layer: int, state: Optional[PooledBlocks]) -> None:
         """Takes in what a segment leaves; a layer whose sequence fits its block leaves nothing."""
@@ -108,12 +107,16 @@ class LayerSlots:
         self.slots[layer] = EarlierSlots(pooled.x, pooled.mass)
 
 
-def encode_segments(encoder: Any, tokens: Tensor, streaming: Streaming) -> Encoded:
+def encode_segments(
+    encoder: Any, tokens: Tensor, streaming: Streaming, trace: SourceTrace
+) -> Encoded:
     """Encodes a source that is longer than a segment, in segments of nearly equal length.
 
     Args:
         encoder: an :class:`UpdownTransformerEncoder`.
-        tokens: `(1, src_len)` long.
+        tokens: `(1, length)` long, all real.
+        streaming: how.
+        trace: `(1, src_len)`, where the source tokens, pads among them, are in `tokens`.
 
     Raises:
         ValueError: there are several sources, or gradients are wanted.
@@ -132,13 +135,15 @@ def encode_segments(encoder: Any, tokens: Tensor, streaming: Streaming) -> Encod
     memories: List[Encoded] = []
     for part in tokens.split(math.ceil(tokens.size(1) / parts), dim=1):
         place = torch.arange(part.size(1), device=part.device).unsqueeze(0)
-        trace = SourceTrace(place, torch.ones_like(place, dtype=dtype))
+        here = SourceTrace(place, torch.ones_like(place, dtype=dtype))
         lengths = RowLengths.of([part.size(1)], part.device)
-        encoded = encoder.encode_segment(part, lengths, trace, earlier=earlier)
+        encoded = encoder.encode_segment(part, lengths, here, earlier=earlier)
         none = encoded.embedding.new_empty(1, 0, encoded.embedding.size(2))
         encoded = encoded._replace(embedding=none, states=[])  # a slice would keep all of it
         memories.append(_shorten(encoded, size, pooling, base))
-    return _one_after_the_other(memories)
+    encoded = _one_after_the_other(memories)
+    slot, weight = (t.gather(1, trace.slot) for t in encoded.trace)
+    return encoded._replace(trace=SourceTrace(slot, weight * trace.weight))
 
 
 def _shorten(part: Encoded, size: int, pooling: PoolingFunction, base: float) -> Encoded:

@@ -45,6 +45,16 @@ parse_options() {
     done
 }
 
+# whole_numbers NAME...: what was given for these options, of the variables' names, must be numbers from
+# 1 on; nothing is given where they are empty.
+whole_numbers() {
+    local name
+    for name; do
+        [[ -z ${!name} || ${!name} =~ ^[1-9][0-9]*$ ]] ||
+            die "--${name//_/-} takes a number from 1 on, not '${!name}'"
+    done
+}
+
 # words FILE: the words of a file of options, one a line; quotes hold words together, lines that
 # begin with # are comments.
 words() {

@@ -6,3 +6,9 @@ class UserError(ValueError):
 
     The message names the value and the remedy.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, as far as a message of ours has room for it."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

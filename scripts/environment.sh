@@ -21,6 +21,10 @@ fi
 # Not the one of .venv, which a shell may have activated and which may go.
 python=$("$python" -c 'import sys; print(sys._base_executable)')
 
+# Of two calls the second waits for the first, and finds all in place.
+exec 9<scripts/environment.sh
+flock 9
+
 # Made here, from these files, by an interpreter that still runs, and by the one that PYTHON names.
 stamp=$({ pwd -P; cat constraints.txt setup.py scripts/environment.sh; } | sha256sum | cut -d' ' -f1)
 version() { "$1" -c 'import sys; print(sys.version)' 2>/dev/null; }
@@ -41,9 +45,14 @@ fi
 say() { printf '[environment] %s\n' "$*"; }
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
+if [ -d .venv ] && [ ! -e .venv/complete ] && [ ! -e .venv/ours ]; then
+  echo "environment.sh: .venv is not of this script: move it away" >&2
+  exit 1
+fi
 say "making .venv with $("$python" --version)"
 rm -rf .venv
 "$python" -m venv .venv
+touch .venv/ours
 say "1/3 torch and what fairseq is built with"
 pip install -q -c constraints.txt torch numpy cython setuptools wheel
 say "2/3 fairseq, built from source: 2 to 4 minutes, once"

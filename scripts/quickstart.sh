@@ -19,9 +19,14 @@ while [ $# -gt 0 ]; do
   esac
 done
 case "$updates" in
-  '' | *[!0-9]*) echo "quickstart.sh: --updates '$updates' is not a number" >&2; exit 2 ;;
+  '' | 0* | *[!0-9]*) echo "quickstart.sh: --updates '$updates' is no number from 1 on" >&2; exit 2 ;;
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [ ! -e "$work/made-of.sha256" ] && [ -n "$(ls -A "$work" 2>/dev/null)" ]; then
+  echo "quickstart.sh: $work has other files: give another --work" >&2
+  exit 2
+fi
 
 say() { printf '\n[quickstart %4d s] %s\n' "$SECONDS" "$*"; }
 
@@ -31,6 +36,7 @@ bin=$PWD/.venv/bin
 plugin=$("$bin/python" -m fairseq_updown)
 export PYTHONWARNINGS=ignore
 mkdir -p "$work"
+touch "$work/made-of.sha256" # the folder is ours
 
 say "2/6 corpus: documentation of the installed packages"
 report=$work/corpus/report.json
@@ -62,7 +68,7 @@ fi
 
 before=$(cat "$work/updates" 2>/dev/null || echo 0)
 if [ "$before" -gt "$updates" ]; then
-  echo "quickstart.sh: the model in $work is trained for $before updates: give --updates $before or" \
+  echo "quickstart.sh: the training in $work is of $before updates: give --updates $before or" \
     "more, or another --work" >&2
   exit 2
 fi
@@ -90,7 +96,7 @@ generated=$work/generated-$updates.txt
   --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
   --lr 0.002 --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update "$updates" \
   --criterion cross_entropy --dropout 0 \
-  --max-tokens 4096 --max-update "$updates" --max-epoch 1000 --cpu --seed 1 \
+  --max-tokens 4096 --max-update "$updates" --cpu --seed 1 \
   --disable-validation --save-interval-updates 100 --keep-interval-updates 1 \
   --no-epoch-checkpoints --log-format simple --log-interval 25 \
   --save-dir "$work/checkpoints" 2>&1 | tee -a "$work/train.log" |

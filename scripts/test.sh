@@ -14,7 +14,7 @@ esac
 
 bash scripts/environment.sh
 bin=.venv/bin
-for script in scripts/*.sh examples/*/run.sh; do bash -n "$script"; done
+for script in scripts/*.sh examples/*.sh examples/*/run.sh; do bash -n "$script"; done
 $bin/ruff check .
 $bin/ruff format --check .
 $bin/mypy fairseq_updown

@@ -9,7 +9,6 @@ if it was made from this corpus by these byte pairs.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from fairseq_updown.cli.support import (
     write_atomic,
 )
 from fairseq_updown.data.files import read_lines, write_lines
-from fairseq_updown.data.workers import map_by_workers
+from fairseq_updown.data.workers import available_cores, map_by_workers
 
 
 def claim_out(out: Path, made_from: Sequence[Path]) -> None:
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for option in ("--out", "--encoder-json", "--vocab-bpe"):
         parser.add_argument(option, type=Path, required=True)
     add = parser.add_argument
-    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
+    add("--workers", type=positive, default=available_cores(), metavar="N",
         help="processes that encode (default: one a core)")  # fmt: skip
     args = parser.parse_args(argv)
     return run_command("encode", lambda: run(args))

@@ -47,9 +47,7 @@ else
     done
     tokens=${tokens:-16384} updates=${updates:-20000}
 fi
-for number in "$tokens" "$updates" "$pretraining" "$threads"; do
-    [[ $number =~ ^[1-9][0-9]*$ ]] || die "'$number' is no number; see --help"
-done
+whole_numbers tokens updates pretraining threads
 
 need_tools updown-score
 work=$data/$tokens
@@ -120,7 +118,7 @@ else
         --arch "updown_transformer_bart_$size" "${shape[@]}" "${pooling[@]}" --share-all-embeddings \
         "${training[@]}" --optimizer adam --adam-betas '(0.9, 0.999)' --clip-norm 0.1 \
         --lr-scheduler polynomial_decay --total-num-update "$updates" --max-update "$updates" \
-        --max-epoch 100000 --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
+        --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
         --save-interval-updates "$interval" --validate-interval-updates "$interval" \
         --keep-interval-updates 1 --no-epoch-checkpoints --save-dir "$work/checkpoints" --seed 1 \
         --log-format simple --log-interval 25 "${rest[@]}"

@@ -29,9 +29,7 @@ EOF
 data=outline tokens=4096 minutes=20 updates= spans=1600 windows=1000 threads=1 part=1
 valued="--data --tokens --minutes --updates --spans --windows --threads --part"
 parse_options "$valued" "" "$@"
-for number in "$tokens" "$minutes" "${updates:-1}" "$spans" "$windows" "$threads" "$part"; do
-    [[ $number =~ ^[1-9][0-9]*$ ]] || die "'$number' is no number; see --help"
-done
+whole_numbers tokens minutes updates spans windows threads part
 
 need_tools updown-export updown-score
 corpus=$data/corpus
@@ -69,7 +67,7 @@ start() {
         --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
         --lr-scheduler inverse_sqrt --warmup-init-lr 1e-7 \
         --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --disable-validation \
-        --max-update "$updates" --max-epoch 100000 --save-interval-updates 200 \
+        --max-update "$updates" --save-interval-updates 200 \
         --keep-interval-updates 1 --no-epoch-checkpoints --save-dir "$folder" --seed 1 \
         --log-format simple --log-interval 25 "$@"
     touch "$folder/trained"

@@ -27,9 +27,8 @@ EOF
 system=arxiv tokens=4096 corpus='' data=summarization work='' updates='' seed=1 gpu=0
 parse_options "--system --tokens --corpus --data --work --updates --seed" "--gpu" "$@"
 
-[[ $tokens =~ ^[1-9][0-9]*$ ]] || die "--tokens takes a number, not '$tokens'"
+whole_numbers tokens updates
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed takes a number, not '$seed'"
-[[ -z $updates || $updates =~ ^[1-9][0-9]*$ ]] || die "--updates takes a number, not '$updates'"
 case $system in
     arxiv | pyramidion | blockwise) arch=updown_transformer_$system ;;
     transformer) arch=transformer tokens=1024 ;;
@@ -97,7 +96,7 @@ else
         --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
         --eval-rouge --eval-rouge-args "$validation" --batch-size-valid 8 \
         --best-checkpoint-metric rougeL --maximize-best-checkpoint-metric \
-        --max-update "$updates" --max-epoch 100000 \
+        --max-update "$updates" \
         --validate-interval-updates "$interval" --save-interval-updates "$interval" \
         --keep-interval-updates 1 --no-epoch-checkpoints --save-dir "$checkpoints" \
         --seed "$seed" --log-format simple --log-interval 25 "${rest[@]}"

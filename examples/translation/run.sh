@@ -10,41 +10,27 @@ Usage: run.sh [options] [-- further fairseq-train options]
 Train an updown_transformer on Debian's translated package descriptions, or on text of your own,
 and score it with sacrebleu. Every finished step is skipped and training resumes when run again.
 
-  --lang XX         foreign language of the Debian corpus (LANGUAGE_CODE, default: de)
-  --from-text DIR   use DIR/{train,valid,test}.{src,tgt} instead (FROM_TEXT)
-  --reverse         translate from English into the foreign language (REVERSE=1)
-  --work DIR        everything is written here (WORK, default: ./translation-PAIR)
-  --data DIR        share corpus and data-bin with other runs (DATA, default: the work directory)
-  --updates N       train until this many updates (UPDATES, default: 4000; 30000 with --gpu)
-  --minutes N       train for so long instead (MINUTES)
-  --stock           train fairseq's transformer of the same size, to compare with (STOCK=1)
-  --vocab-size N    sentencepiece vocabulary (VOCAB_SIZE, default: 8000)
-  --seed N          split and training seed (SEED, default: 1)
-  --gpu             the full updown_transformer_iwslt_de_en in fp16 with large batches (GPU=1)
+  --lang XX         foreign language of the Debian corpus (default: de)
+  --from-text DIR   use DIR/{train,valid,test}.{src,tgt} instead
+  --reverse         translate from English into the foreign language
+  --work DIR        everything is written here (default: ./translation-PAIR)
+  --data DIR        share corpus and data-bin with other runs (default: the work directory)
+  --updates N       train until this many updates (default: 4000; 30000 with --gpu)
+  --minutes N       train for so long instead
+  --stock           train fairseq's transformer of the same size, to compare with
+  --vocab-size N    sentencepiece vocabulary (default: 8000)
+  --seed N          split and training seed (default: 1)
+  --gpu             the full updown_transformer_iwslt_de_en in fp16 with large batches
   -h, --help        show this text
-
-Each option may be given as the environment variable in brackets instead.
 EOF
 }
 
-lang=${LANGUAGE_CODE:-de}
-from_text=${FROM_TEXT:-}
-reverse=${REVERSE:-0}
-work=${WORK:-}
-data=${DATA:-}
-updates=${UPDATES:-}
-minutes=${MINUTES:-}
-stock=${STOCK:-0}
-vocab_size=${VOCAB_SIZE:-8000}
-seed=${SEED:-1}
-gpu=${GPU:-0}
-
+lang=de from_text='' reverse=0 work='' data='' updates='' minutes='' stock=0 vocab_size=8000 seed=1 gpu=0
 parse_options "--lang --from-text --work --data --updates --minutes --vocab-size --seed" \
     "--reverse --stock --gpu" "$@"
 
+whole_numbers updates minutes vocab_size
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed takes a number, not '$seed'"
-[[ -z $updates || $updates =~ ^[1-9][0-9]*$ ]] || die "--updates takes a number, not '$updates'"
-[[ -z $minutes || $minutes =~ ^[1-9][0-9]*$ ]] || die "--minutes takes a number, not '$minutes'"
 [[ -z $updates || -z $minutes ]] || die "--updates and --minutes: give one of them"
 
 need_tools sacrebleu

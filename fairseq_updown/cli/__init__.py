@@ -1,4 +1,4 @@
-"""What the programs beside this folder share, and what the larger ones are made of."""
+"""The installed commands, and what they share."""
 
 import logging
 

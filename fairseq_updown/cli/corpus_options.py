@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..data.workers import available_cores
 from .support import CommandParser, positive
 
 WRITTEN = """\
@@ -33,7 +33,7 @@ def corpus_parser(prog: str, description: str | None, vocab_size: int = 8000) ->
     add("--out", type=Path, required=True, metavar="DIR", help="directory to create")
     add("--vocab-size", type=positive, default=vocab_size, metavar="N",
         help="sentencepiece pieces (default %(default)s)")  # fmt: skip
-    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
+    add("--workers", type=positive, default=available_cores(), metavar="N",
         help="processes that look for copies and encode (default: one a core)")  # fmt: skip
     add("--seed", type=int, default=1, help="of the split and of what is drawn (default 1)")
     add("--overwrite", action="store_true", help="replace a corpus that this command made before")

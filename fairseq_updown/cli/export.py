@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     if os.path.lexists(out):
         raise UserError(f"{out} exists and is left alone: give another name, or remove it")
     check_writable("OUT", out)
-    state = read_checkpoint(source, args.data)
+    state = read_checkpoint(source, args.data, "CHECKPOINT")
     form = stock_form(state, str(source), force=args.force)
     if args.to == "fairseq":
         content = io.BytesIO()

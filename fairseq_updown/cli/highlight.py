@@ -19,7 +19,6 @@ evenly kept, the line would be flat.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from ..inference.summarizer import Document, Summarizer, Summary
 from ..inference.windows import SPACE
+from .charts import check_matplotlib, has_matplotlib
 from .highlight_page import Page, Word, chart_png, passages, render
 from .options import add_options, load_summarizer
 from .support import (
@@ -367,10 +367,10 @@ def outputs(args: argparse.Namespace) -> tuple[Path, Path | None]:
         raise UserError(f"{png} would be replaced by the chart: give --png FILE, or another --out")
     if same_file(png, args.out):
         raise UserError(f"--out and --png are both {png}: give different files")
-    if importlib.util.find_spec("matplotlib"):
-        return args.out, png
     if args.png:
-        raise UserError(f"--png {png} needs matplotlib: pip install matplotlib, or leave it out")
+        check_matplotlib("--png", png)
+    if has_matplotlib():
+        return args.out, png
     print(f"{PROG}: no chart, for matplotlib is not installed", file=sys.stderr)
     return args.out, None
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
-import json
-import logging
 import math
 import re
 from collections.abc import Sequence
@@ -15,9 +12,12 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from markupsafe import escape as escape_html
 from numpy.typing import NDArray
+
+from .charts import image, new_figure
 
 TEMPLATE = Path(__file__).with_name("highlight_page.html")
 FAINT = 0.2  # of the full colour, for a token of the mean share
@@ -200,17 +200,10 @@ def pack(values: Any, dtype: str) -> str:
     return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode("ascii")
 
 
-def script_json(value: Any) -> Markup:
-    """JSON in ASCII that cannot end the script element it stands in, nor open a comment."""
-    text = json.dumps(value, separators=(",", ":"))
-    text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return Markup(text)
-
-
 def data_json(page: Page) -> Markup:
     """What the script works on; the attention of word w is entries starts[w] to starts[w + 1]."""
     words = page.words
-    return script_json(
+    return htmlsafe_json_dumps(
         {
             "block": page.block,
             "shares": pack(page.shares, "<f4"),
@@ -221,7 +214,8 @@ def data_json(page: Page) -> Markup:
             "words": [rounded(word.passages) for word in words],
             "copied": [None if word.copied is None else round(word.copied, 5) for word in words],
             "quoted": [rounded(word.quoted) for word in words],
-        }
+        },
+        separators=(",", ":"),
     )
 
 
@@ -293,12 +287,7 @@ def chart_png(title: str, stages: Sequence[tuple[str, NDArray[np.float64], int]]
         title: name of the document.
         stages: name, shares `(tokens,)` and number of slots of each.
     """
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # else it lists all fonts
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1 + 2.1 * len(stages)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(9, 1 + 2.1 * len(stages)))
     panels = list(figure.subplots(len(stages), 1, sharex=True, squeeze=False)[:, 0])
     for panel, (name, weight, length) in zip(panels, stages):
         even = length / len(weight)
@@ -313,6 +302,4 @@ def chart_png(title: str, stages: Sequence[tuple[str, NDArray[np.float64], int]]
     panels[-1].set_xlabel("token of the document")
     shown = title.encode("ascii", "replace").decode("ascii")  # the font lacks most scripts
     figure.suptitle(f"What was kept of {shown}", fontsize=11, parse_math=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
-    return content.getvalue()
+    return image(figure)

@@ -222,6 +222,7 @@ class Checker:
         self.found: Counter[str] = Counter()
         self.drops = drops
         self.warned: Counter[str] = Counter()
+        self.names: set[str] = set()
         report["found"] = self.found
 
     def documents(self, items: Iterable[Item], limit: int | None) -> Iterator[Pair]:
@@ -246,7 +247,10 @@ class Checker:
             self.found["cut to --max-words"] += 1
             self.warn(item.place, "cut", f"longer than {self.max_words} words: cut there")
             source = " ".join(words[: self.max_words])
-        return Pair(one_line(name) or one_line(item.place), source, target)
+        name, place = one_line(name), one_line(item.place)
+        name = place if not name or name in self.names else name
+        self.names.add(name)
+        return Pair(name, source, target)
 
     def warn(self, place: str, kind: str, message: str) -> None:
         self.warned[kind] += 1

@@ -29,7 +29,6 @@ their recall:
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import re
 from collections.abc import Sequence
@@ -38,10 +37,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece
+from fairseq.data.data_utils import post_process
 from sacrebleu.metrics import BLEU, CHRF
 
 from ..data.parallel_text import read_sentencepiece
 from ..scoring.rouge import Rouge, split_sentences
+from .charts import check_matplotlib
 from .score_headings import chart, count_headings, headings_table
 from .support import (
     CommandParser,
@@ -99,8 +100,7 @@ def join_pieces(texts: dict[int, str]) -> dict[int, str]:
     """Join sentencepiece text, known by its space mark; leave other text alone."""
     if not any("\u2581" in text for text in texts.values()):
         return texts
-    joined = {key: text.replace(" ", "").replace("\u2581", " ") for key, text in texts.items()}
-    return {key: text.strip() for key, text in joined.items()}
+    return {key: post_process(text, "sentencepiece") for key, text in texts.items()}
 
 
 def read_log(path: Path, option: str = "--generated") -> dict[str, dict[int, str]]:
@@ -397,8 +397,8 @@ def check_headings(
                 f"--{option.replace('_', '-')} {getattr(args, option)} is of places in sources: "
                 "give --sources FILE"
             )
-    if args.picture and importlib.util.find_spec("matplotlib") is None:
-        raise UserError(f"--picture {args.picture} needs matplotlib: pip install matplotlib")
+    if args.picture:
+        check_matplotlib("--picture", args.picture)
     if args.sentencepiece_model is None:
         return None
     return read_sentencepiece(args.sentencepiece_model, "--sentencepiece-model")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import bisect
-import io
 import itertools
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sentencepiece
 
 from ..scoring.headings import Figures, Source, by_bin, count, place
+from .charts import COLOURS, MARKERS, image, new_figure
 from .support import progress
 
 EDGES = (512, 1024, 2048, 4096, 8192, 16384)  # pieces or words between the bins
 QUARTERS = ("first quarter", "second", "third", "last")
 NOWHERE = "not in the document"
-# Okabe and Ito's palette, which colour-blind readers can tell apart; markers for print.
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vPX"
 
 
 def length_names() -> list[str]:
@@ -111,12 +107,7 @@ def bins_of(kind: str, by_system: dict[str, Any]) -> list[str]:
 
 def chart(result: dict[str, Any]) -> bytes:
     """Recall over place as a PNG: a panel for each kind of place, a line for each system."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # else it lists all fonts
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(10, 4))
     panels = list(figure.subplots(1, len(result["places"]), sharey=True, squeeze=False)[0])
     for panel, (kind, by_system) in zip(panels, result["places"].items()):
         names = [name for name in bins_of(kind, by_system) if name != NOWHERE]
@@ -132,6 +123,4 @@ def chart(result: dict[str, Any]) -> bytes:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("headings found, %")
     panels[0].legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
-    return content.getvalue()
+    return image(figure)

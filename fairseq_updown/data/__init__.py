@@ -1,1 +1,1 @@
-"""Data sets of the plugin's tasks."""
+"""Data sets of the plugin's tasks, corpora, and files that are written whole or not at all."""

@@ -8,7 +8,7 @@ from fairseq.data import encoders
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE
 from omegaconf import DictConfig
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 
 class ForgivingGPT2:
@@ -67,10 +67,10 @@ def build_bpe(options: Any) -> Optional[Any]:
     try:
         bpe = encoders.build_bpe(options)
     except Exception as error:  # each has its own ways to miss a file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--bpe {name} cannot be built ({reason}): give the files that the text was encoded "
-            "with, such as --gpt2-encoder-json and --gpt2-vocab-bpe, or --sentencepiece-model"
+            f"--bpe {name} cannot be built ({first_line(error)}): give the files that the text was "
+            "encoded with, such as --gpt2-encoder-json and --gpt2-vocab-bpe, or "
+            "--sentencepiece-model"
         ) from error
     return ForgivingGPT2(bpe) if isinstance(bpe, GPT2BPE) else bpe
 

@@ -62,11 +62,15 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write ``content`` so that ``path`` holds either its old content or all of the new."""
+    """Write ``content`` so that ``path``, or what it is a link to, holds either its old content or
+    all of the new; its permissions stay."""
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{os.getpid()}-{crc32(os.fsencode(path.name)):08x}")
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        if path.exists():
+            shutil.copymode(path, partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -110,8 +114,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     :func:`already_built` first.
 
     Raises:
-        UserError: another process is at it.
+        UserError: another process is at it, or it is a mount point, which cannot be replaced.
     """
+    if path.is_mount():
+        raise UserError(f"{path} is a mount point and cannot be replaced: give a folder in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced, lock = (path.with_name(f".{path.name}.{x}") for x in _SIBLINGS)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import sentencepiece
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..terminal import progress
 from .files import open_regular, read_lines, write_lines
 from .workers import map_by_workers
@@ -133,7 +133,7 @@ def read_sentencepiece(path: Path, option: str) -> sentencepiece.SentencePiecePr
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=content or b"\0")
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise UserError(f"{path} is no sentencepiece model ({reason}): give {option}") from error
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,6 +24,11 @@ _CHUNK = 16  # items that a worker is sent at a time
 _CHUNKS = 4  # of a worker that are being done or waiting, for it or for their turn
 _FEW = 64  # items that are not worth a process
 _function: Callable[[Any], Any]  # of this worker
+
+
+def available_cores() -> int:
+    """Those that this process may use: under a scheduler not all that there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_by_workers(function: Callable[[T], R], items: Iterable[T], workers: int = 1) -> Iterator[R]:
@@ -71,6 +79,14 @@ def _start_worker(function: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.disable()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A parent that was killed says nothing, and the queue's other end is held by the workers."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _do_chunk(items: list[Any]) -> list[Any]:

@@ -17,17 +17,12 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from ..data.parallel_text import read_sentencepiece
 from ..decoding.repeats import fix_repeat_blocker
 from ..decoding.search_options import check_value
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..models.updown_transformer.decoder import UpdownTransformerDecoder
 from ..ops.packed_linear import FORMATS, StepPrecision
 
 SENTENCEPIECE_MODEL = "spm.model"
 SAME_VOCABULARY = 0.9  # least share of the dictionary that the sentencepiece model must know
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def usable_device(name: str | None) -> torch.device:
@@ -47,7 +42,7 @@ def usable_device(name: str | None) -> torch.device:
 def _split_checkpoints(checkpoint: str | Path) -> list[Path]:
     """The files of an ensemble, all of them there."""
     whole = Path(checkpoint)
-    named = [] if whole.exists() else [Path(x) for x in str(whole).split(os.pathsep) if x]
+    named = [] if os.path.exists(whole) else [Path(x) for x in str(whole).split(os.pathsep) if x]
     paths = named or [whole]
     for path in paths:
         if not path.is_file():
@@ -61,8 +56,15 @@ def _split_checkpoints(checkpoint: str | Path) -> list[Path]:
     return paths
 
 
-def read_checkpoint(path: Path, data: str | Path | None) -> dict[str, Any]:
-    """The stored state, with `cfg`; torch's safe loader refuses all but what fairseq stores."""
+def read_checkpoint(
+    path: Path, data: str | Path | None, name: str = "--checkpoint"
+) -> dict[str, Any]:
+    """The stored state, with `cfg`; torch's safe loader refuses all but what fairseq stores.
+
+    Args:
+        data: folder with the dictionaries; None: the training's.
+        name: of what the path was given as.
+    """
     overrides: dict[str, Any] = {"eval_bleu": False, "eval_rouge": False}
     if data is not None:
         overrides["data"] = str(data)
@@ -72,17 +74,17 @@ def read_checkpoint(path: Path, data: str | Path | None) -> dict[str, Any]:
             state["cfg"] = convert_namespace_to_omegaconf(state["args"])
         parameters = [value for value in state["model"].values() if torch.is_tensor(value)]
     except OSError as error:
-        raise UserError(f"--checkpoint {path}: {first_line(error)}: check the file") from error
+        raise UserError(f"{name} {path}: {first_line(error)}: check the file") from error
     except UserError as error:  # torch's safe loader refused it
-        raise UserError(f"--checkpoint {error}") from error
+        raise UserError(f"{name} {error}") from error
     except Exception as error:  # whatever a file of another kind makes the loader stumble over
         raise UserError(
-            f"--checkpoint {path} is no complete fairseq checkpoint ({first_line(error)}): give a "
+            f"{name} {path} is no complete fairseq checkpoint ({first_line(error)}): give a "
             "file that fairseq-train saved"
         ) from error
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
         raise UserError(
-            f"--checkpoint {path} has parameters that are not finite: its training diverged; give "
+            f"{name} {path} has parameters that are not finite: its training diverged; give "
             "an earlier checkpoint"
         )
     return state

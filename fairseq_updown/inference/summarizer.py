@@ -355,15 +355,18 @@ class Summarizer:
             yield batch
 
     def _generate(self, documents: Sequence[Document]) -> list[Summary]:
-        """Generates one batch, or its halves where it does not fit the memory of a GPU."""
+        """Generates one batch, or its halves where it does not fit the memory."""
         start = time.perf_counter()
         try:
             hypotheses = self._search(documents)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _says_out_of_memory(error):
+                raise
             if len(documents) == 1:
+                elsewhere = "" if self.device.type == "cpu" else ", or the device cpu"
                 raise UserError(
                     f"a document of {len(documents[0].tokens):,} tokens does not fit the memory of "
-                    f"{self.device}: use a smaller beam, or the device cpu"
+                    f"{self.device}: use a smaller beam{elsewhere}"
                 ) from error
             hypotheses = None
         if hypotheses is None:  # outside of the handler, which keeps the tensors alive
@@ -399,3 +402,8 @@ class Summarizer:
                 f"the search found no summary ({first_line(error)}): if the model's numbers "
                 "overflow, leave out --fp16, or give another checkpoint"
             ) from error
+
+
+def _says_out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is what torch raises where memory runs out, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

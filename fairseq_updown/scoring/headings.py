@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
@@ -217,9 +217,6 @@ class HeadingsScorer(BaseScorer):
 
     Detokenize the texts, e.g. with `--remove-bpe sentencepiece`.
     """
-
-    def __init__(self, cfg: Any):
-        super().__init__(cfg)
 
     def figures(self) -> Figures:
         """The headings of all samples."""

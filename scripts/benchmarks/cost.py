@@ -67,6 +67,7 @@ from scale import GPU
 from steps import Runner, warm_runner
 from systems import Setup, Work, known
 
+from fairseq_updown.cli import charts
 from fairseq_updown.cli.support import (
     CommandParser,
     UserError,
@@ -271,8 +272,8 @@ def picture(rows: Rows, title: str) -> bytes:
     lengths = sorted({work.src_len for work, _ in rows})
     for axis, (key, label) in zip(axes, shown):
         for number, (arch, values) in enumerate(medians(rows, key).items()):
-            colour = report.COLOURS[number % len(report.COLOURS)]
-            marker = report.MARKERS[number % len(report.MARKERS)]
+            colour = charts.COLOURS[number % len(charts.COLOURS)]
+            marker = charts.MARKERS[number % len(charts.MARKERS)]
             axis.plot(*zip(*values.items()), label=arch, color=colour, marker=marker, markersize=5)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
@@ -284,7 +285,7 @@ def picture(rows: Rows, title: str) -> bytes:
     if axes[0].lines:
         axes[0].legend(frameon=False)
     figure.suptitle(title)
-    return report.image(figure)
+    return charts.image(figure)
 
 
 # --------------------------------------------------------------------------------------- running
@@ -498,6 +499,8 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.png and "train" not in args.sections:
         raise UserError(f"--png {args.png} draws the section train: add it to --sections")
+    if args.png:
+        charts.check_matplotlib("--png", args.png)
     for name in ("json", "png"):
         path = getattr(args, name)
         if path is not None:

@@ -21,6 +21,7 @@ import quality
 import recall
 import steps
 import torch
+from fairseq.data import data_utils
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from figure_store import data_hash, digest
 from mixer_rows import Figures, Row, options
@@ -433,10 +434,10 @@ def language_pair(binary: Path) -> list[str]:
     Raises:
         UserError: it is no such folder.
     """
-    names = [path.name.split(".")[1] for path in binary.glob("train.*-*.*.idx")]
-    if not names:
+    pair = data_utils.infer_language_pair(str(binary))
+    if None in pair:
         raise UserError(f"{binary} has no train.*.idx: give a folder of fairseq-preprocess")
-    return names[0].split("-")
+    return pair
 
 
 def references(binary: Path) -> Path:

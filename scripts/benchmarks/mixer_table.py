@@ -10,6 +10,8 @@ import report
 from cost import OUT_OF_MEMORY
 from mixer_sections import SECTIONS, Column, Measured, slower, stock_rows
 
+from fairseq_updown.cli import charts
+
 NOT_RUN = "not run"
 
 
@@ -137,9 +139,9 @@ def picture(shown: Sequence[Panel], title: str, kind: str) -> bytes:
                 cost,
                 means[name],
                 yerr=[[means[name] - min(found)], [max(found) - means[name]]],
-                color=report.COLOURS[number % len(report.COLOURS)],
-                marker=report.MARKERS[number % len(report.MARKERS)],
-                fillstyle="full" if number < len(report.COLOURS) else "none",
+                color=charts.COLOURS[number % len(charts.COLOURS)],
+                marker=charts.MARKERS[number % len(charts.MARKERS)],
+                fillstyle="full" if number < len(charts.COLOURS) else "none",
                 markersize=6,
                 elinewidth=0.8,
                 linestyle="none",
@@ -151,4 +153,4 @@ def picture(shown: Sequence[Panel], title: str, kind: str) -> bytes:
     handles = [marks[name] for name in names]
     figure.legend(handles, names, loc="outside right upper", fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
-    return report.image(figure, kind)
+    return charts.image(figure, kind)

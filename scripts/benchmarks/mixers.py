@@ -30,7 +30,6 @@ fill the same file, such as one for each seed. A row that failed says why and is
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shlex
 import statistics
@@ -46,6 +45,7 @@ from mixer_rows import BLOCKWISE, NAMES, Figures, Row
 from mixer_sections import SECTIONS, failure
 from quality import parse_with_training_options
 
+from fairseq_updown.cli.charts import check_matplotlib
 from fairseq_updown.cli.support import (
     CommandParser,
     UserError,
@@ -243,8 +243,7 @@ def check(args: argparse.Namespace) -> None:
         check_writable("--picture", args.picture)
         if args.picture.suffix not in (".png", ".svg"):
             raise UserError(f"--picture {args.picture} ends with neither .png nor .svg")
-        if importlib.util.find_spec("matplotlib") is None:
-            raise UserError(f"--picture {args.picture} needs matplotlib: pip install matplotlib")
+        check_matplotlib("--picture", args.picture)
         if not args.table and ("cost" not in args.sections or len(args.sections) < 2):
             raise UserError(
                 f"--picture {args.picture} draws quality over cost: give --sections cost and one "

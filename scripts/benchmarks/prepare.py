@@ -78,7 +78,7 @@ def measure(command: Sequence[Any]) -> tuple[float, int]:
             process.wait()
         if process.returncode:
             said.seek(0)
-            raise UserError(f"updown-prepare failed: {said.read()[-500:]}")
+            raise UserError(f"updown-prepare failed: {' '.join(said.read()[-500:].split())}")
     return time.perf_counter() - start, peak
 
 

@@ -31,8 +31,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,11 @@ from fairseq_updown.cli.support import (
     UserError,
     positive,
     run_command,
+    sigterm_interrupts,
     to_json,
     write_atomic,
 )
+from fairseq_updown.data.files import atomic_directory
 from fairseq_updown.scoring.rouge import ROUGE_TYPES
 
 UPDOWN = "updown_transformer"
@@ -230,7 +233,7 @@ class Run:
         peak = self.call(
             "fairseq-train", args.data, log, *self.options(), *validation,
             *("--validate-interval-updates", every, "--save-interval-updates", every),
-            *("--keep-interval-updates", "1", "--no-epoch-checkpoints", "--max-epoch", "100000"),
+            *("--keep-interval-updates", "1", "--no-epoch-checkpoints"),
             *("--log-format", "json", "--log-interval", str(interval)),
             *("--save-dir", str(self.folder / "checkpoints")), *self.timeless_start(),
         )  # fmt: skip
@@ -250,7 +253,7 @@ class Run:
             *("--path", str(self.folder / "checkpoints" / "checkpoint_last.pt"), *self.search()),
             *("--max-tokens", str(4 * self.args.source_tokens)),
         )  # fmt: skip
-        last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
+        last = re.findall("^Generate .*", log.read_text(encoding="utf-8"), re.M)[-1]
         found = dict(re.findall(r"ROUGE-(\w+) ([\d.]+)", last))
         return {name: float(found[name.removeprefix("rouge")]) for name in ROUGE_TYPES}
 
@@ -263,8 +266,8 @@ class Run:
         order = [command, str(data), "--user-dir", plugin, *device, *arguments]
         status, peak = run_installed(order, log, environment)
         if status:
-            tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
-            raise UserError(f"{command} failed for {self.folder.name}:\n{tail}\n(log: {log})")
+            tail = " | ".join(log.read_text(encoding="utf-8").splitlines()[-5:])
+            raise UserError(f"{command} failed for {self.folder.name}: {tail} (log: {log})")
         return peak
 
 
@@ -279,13 +282,31 @@ def run_installed(order: Sequence[str], log: Path, environment: dict[str, str]) 
         process = subprocess.Popen(
             [program, *order[1:]], stdout=stream, stderr=subprocess.STDOUT, env=environment
         )
+        _running.add(process)
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:  # it would go on alone, and a resumed run would meet it
             process.kill()
             process.wait()
             raise
+        finally:
+            _running.discard(process)
     return status, usage.ru_maxrss
+
+
+_running: set[Any] = set()  # processes that would outlive this one
+
+
+@contextmanager
+def nothing_outlives() -> Iterator[None]:
+    """Ends, with what comes within, all that :func:`run_installed` runs in other threads."""
+    with sigterm_interrupts():
+        try:
+            yield
+        except KeyboardInterrupt:
+            for process in list(_running):
+                process.kill()
+            raise
 
 
 def read_training_log(path: Path) -> dict[str, Any]:
@@ -340,19 +361,18 @@ def part_of_test(data: Path, part: int, out: Path) -> Path:
     if part == 1:
         return data
     folder = out / f"test-part-{part}"
-    if not folder.exists():
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for side in ("src", "tgt"):
-            shutil.copy(data / f"dict.{side}.txt", partial)
-            name = f"test.src-tgt.{side}"
-            texts = data_utils.load_indexed_dataset(str(data / name))
-            builder = indexed_dataset.make_builder(str(partial / f"{name}.bin"), "mmap")
-            for index in range(0, len(texts), part):
-                builder.add_item(texts[index])
-            builder.finalize(str(partial / f"{name}.idx"))
-        partial.rename(folder)
+    with FileLock(folder.with_suffix(".lock")):  # a second call of this script waits here
+        if folder.exists():
+            return folder
+        with atomic_directory(folder) as partial:
+            for side in ("src", "tgt"):
+                shutil.copy(data / f"dict.{side}.txt", partial)
+                name = f"test.src-tgt.{side}"
+                texts = data_utils.load_indexed_dataset(str(data / name))
+                builder = indexed_dataset.make_builder(str(partial / f"{name}.bin"), "mmap")
+                for index in range(0, len(texts), part):
+                    builder.add_item(texts[index])
+                builder.finalize(str(partial / f"{name}.idx"))
     return folder
 
 
@@ -468,7 +488,7 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"--out {args.out} has no finished run of these systems and seeds")
     results: dict[str, list[dict[str, Any]]] = {}
     figures_of: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with ThreadPoolExecutor(args.jobs) as pool, nothing_outlives():
         for run, figures in zip(runs, pool.map(Run.execute, runs)):
             figures_of.append(figures)
             results.setdefault(run.system, []).append(figures)

@@ -147,12 +147,6 @@ def logits(model: Any, source: torch.Tensor, target: torch.Tensor) -> torch.Tens
     return model(source, None, torch.cat([start, target[:, :-1]], dim=1))[0]
 
 
-def train(variant: str, updates: int, seed: int = 0, report: int = 200) -> dict[int, float]:
-    """Trains a model; returns its accuracy on unseen examples after every `report` updates."""
-    curve = learn(VARIANTS[variant], updates, seed, report, label=variant)
-    return {update: found[LENGTH] for update, found in curve}
-
-
 def learn(
     options: dict[str, Any],
     updates: int,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; markers for print.
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vPX"
+from fairseq_updown.cli.charts import new_figure
 
 
 def line(cells: Sequence[str]) -> str:
@@ -38,11 +34,8 @@ def mean(values: Sequence[float], digits: int = 2) -> str:
 
 
 def panels(count: int, **options: Any) -> tuple[Any, list[Any]]:
-    """A figure with axes side by side, logarithmic in x; needs no screen."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets all loggers speak
-    from matplotlib.figure import Figure  # an extra of the development environment
-
-    figure = Figure(layout="constrained", **options)
+    """A figure with axes side by side, logarithmic in x."""
+    figure = new_figure(**options)
     axes = list(figure.subplots(1, count, squeeze=False)[0])
     for axis in axes:
         axis.set_xscale("log")
@@ -57,14 +50,3 @@ def plain_ticks(axis: Any) -> None:
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(ticker.NullFormatter())
-
-
-def image(figure: Any, kind: str = "png") -> bytes:
-    """The content of its file, "png" or "svg"; the same figures give the same bytes."""
-    import matplotlib
-
-    content = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "figures"}):
-        metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(content, format=kind, dpi=140, metadata=metadata)
-    return content.getvalue()

@@ -12,7 +12,6 @@ as a stream, in a fresh process each: seconds of the encoder, and the process's 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from fresh_process import MemoryMeter, in_fresh_process
 from report import duration, table
 
 from fairseq_updown.cli.support import CommandParser, UserError, positive, progress, run_command
+from fairseq_updown.data.workers import available_cores
 from fairseq_updown.inference.summarizer import Document, Long, Summarizer
 from fairseq_updown.scoring.headings import matched, normalised, split_headings
 
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--words", type=positive, default=6000, metavar="N", help="of each of them, at most")
     add("--groups", type=positive, default=20, metavar="N", help="joined documents, at most")
     add("--lengths", type=positive, nargs="*", default=[2**16, 2**18, 2**20], metavar="N")
-    add("--threads", type=positive, default=os.cpu_count() or 1, metavar="N")
+    add("--threads", type=positive, default=available_cores(), metavar="N")
     args = parser.parse_args(argv)
     return run_command("streaming", lambda: run(args))
 

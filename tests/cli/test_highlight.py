@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from toy import CONFIGURATIONS, EOS, build, random_tokens
 
-from fairseq_updown.cli import highlight
+from fairseq_updown.cli import charts, highlight
 from fairseq_updown.cli.highlight_page import (
     Page,
     Word,
@@ -30,7 +30,6 @@ from fairseq_updown.cli.highlight_page import (
     escape,
     passages,
     render,
-    script_json,
 )
 from fairseq_updown.cli.support import UserError
 from fairseq_updown.data.parallel_text import train_sentencepiece
@@ -312,8 +311,6 @@ def test_escaped_text_is_recovered_whatever_it_holds(text: str) -> None:
     reader = Reader(f'<article id="doc">{escape(text)}</article>'.encode().decode())
     assert reader.text("doc") == text
     assert {tag for tag, _ in reader.tags} <= {"article", "b"}
-    assert json.loads(script_json(text)) == json.loads(json.dumps(text))
-    assert not set("<>&\u2028") & set(script_json(text))
 
 
 def test_hostile_text_appears_only_escaped(summarizer: Summarizer) -> None:
@@ -368,6 +365,29 @@ def call(*arguments: Any) -> int:
 def document(words: int) -> str:
     rng = random.Random(1)
     return "".join(rng.choice(WORDS) + rng.choice("   \n") for _ in range(words)) + HOSTILE
+
+
+def test_half_precision_an_ensemble_and_a_named_chart(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib.image")
+    (tmp_path / "sea.txt").write_text(document(60), encoding="utf-8")
+    out, png = tmp_path / "page.html", tmp_path / "chart.png"
+    several = ("--checkpoint", f"{checkpoint}:{checkpoint}", "--fp16", "--png", png)
+    assert call(*several, "--out", out, tmp_path / "sea.txt") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"sea.txt", "page.html", "chart.png"}
+    assert "2 checkpoints wrote the summary together" in out.read_text(encoding="utf-8")
+
+
+def test_without_matplotlib_there_is_a_page_alone(
+    checkpoint: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(charts, "has_matplotlib", lambda: False)
+    monkeypatch.setattr(highlight, "has_matplotlib", lambda: False)
+    (tmp_path / "a.txt").write_text(document(20), encoding="utf-8")
+    files = ["--out", tmp_path / "page.html", tmp_path / "a.txt"]
+    assert call("--checkpoint", checkpoint, *files) == 0
+    assert "no chart, for matplotlib is not installed" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="needs matplotlib"):
+        call("--checkpoint", checkpoint, "--png", tmp_path / "x.png", *files)
 
 
 def test_a_checkpoint_and_a_document_make_a_page_and_a_chart(

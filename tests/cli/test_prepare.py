@@ -19,6 +19,8 @@ from fairseq_updown.cli import prepare
 SPLITS = ("train", "valid", "test")
 SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
 
+SMALL = ("--vocab-size", "90", "--workers", "1")
+
 Texts = list[tuple[str, str]]
 
 
@@ -51,7 +53,7 @@ def plain(pair: tuple[str, str], number: int = 0) -> str:
 
 
 def build(out: Path, *options: object) -> int:
-    return status(prepare.main, ["--out", str(out), "--vocab-size", "90", *map(str, options)])
+    return status(prepare.main, ["--out", str(out), *SMALL, *map(str, options)])
 
 
 def lines(path: Path) -> list[str]:
@@ -431,3 +433,21 @@ def test_any_number_of_workers_gives_the_same(tmp_path: Path) -> None:
     for folder, workers in zip(folders, (1, 3)):
         assert build(folder, "--json-lines", source, "--workers", workers) == 0
     assert content(folders[0]) == content(folders[1])
+
+
+def test_columns_are_chosen_by_their_names(tmp_path: Path) -> None:
+    found = texts(30)
+    rows = ["id\tshort\tlong", *(f"{n}\t{b}\t{a}" for n, (a, b) in enumerate(found))]
+    (tmp_path / "in").write_text("".join(f"{row}\n" for row in rows))
+    named = ("--source-field", "long", "--target-field", "short")
+    assert build(tmp_path / "out", "--tsv", tmp_path / "in", *named) == 0
+    assert sorted(every_pair(tmp_path / "out")) == sorted(found)
+
+
+def test_an_id_that_comes_again_is_none(tmp_path: Path) -> None:
+    found = texts(30)
+    rows = [json.dumps({"id": 7, "article_text": a, "abstract_text": b}) for a, b in found]
+    (tmp_path / "in.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    assert build(tmp_path / "out", "--json-lines", tmp_path / "in.jsonl") == 0
+    assert lines(tmp_path / "out" / "raw" / "test.src")
+    assert sorted(every_pair(tmp_path / "out")) == sorted(found)

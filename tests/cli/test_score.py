@@ -56,7 +56,8 @@ def log_lines(detokenized: bool = True) -> list[str]:
     for i in (2, 0, 3, 1):
         found += [f"S-{i}\t{pieces(SOURCES[i])}", f"T-{i}\t{pieces(REFERENCES[i])}"]
         for rank, text in enumerate((HYPOTHESES[i], "A worse one.")):
-            found.append(f"H-{i}\t-0.{rank}5\t{pieces(text)}")
+            raw = f"{text} Before it." if detokenized else text
+            found.append(f"H-{i}\t-0.{rank}5\t{pieces(raw)}")
             if detokenized:
                 found.append(f"D-{i}\t-0.{rank}5\t{text}")
             found.append(f"P-{i}\t-0.1 -0.2")

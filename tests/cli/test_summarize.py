@@ -19,6 +19,7 @@ import torch
 from commands import ENVIRONMENT, PLUGIN, run, start
 from hypothesis import given
 from hypothesis import strategies as st
+from stored import SMALL, parse, save_checkpoint
 from tiny_summarizer import FLAGS, LIMIT, SEARCH, Toy
 
 from fairseq_updown.cli import summarize
@@ -217,11 +218,15 @@ def test_a_stream_of_any_length_becomes_one_summary(toy: Toy, cli: Any) -> None:
     assert together[0] == summarizer.summarize([short])[0].text
 
 
-def test_a_stock_model_reads_no_stream(toy: Toy) -> None:
-    summarizer = toy.load()
-    summarizer.streams = False  # as where an encoder has no such attribute
+def test_a_stock_model_summarizes_and_reads_no_stream(toy: Toy, tmp_path: Path) -> None:
+    args = parse(toy.folder / "bin", "transformer", *SMALL, "--max-source-positions", str(LIMIT))
+    stock = save_checkpoint(tmp_path / "stock.pt", args)
+    summarizer = Summarizer.load(stock, **SEARCH)
+    assert len(summarizer.summarize(toy.documents[:1])[0].tokens) > 1
     with pytest.raises(UserError, match="if it is of an updown_transformer, --long stream"):
-        summarizer.fit(summarizer.encode(toy.documents[3]), "stream")
+        summarizer.summarize([toy.documents[3]], long="stream")
+    with pytest.raises(UserError, match="has no other steps than fairseq's"):
+        Summarizer.load(stock, step_precision="int8", **SEARCH)
 
 
 # ------------------------------------------------------------------------------ bad documents

@@ -12,7 +12,11 @@ from typing import Any, Callable, Dict, FrozenSet, List, Tuple
 import pytest
 from fairseq import options, registry, tasks
 from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.initialize import add_defaults
+from fairseq.models import build_model
+from omegaconf import OmegaConf
 from pages import INSTALLED, PAGES, ROOT, command_lines
+from toy import toy_task
 
 from fairseq_updown.models.updown_transformer.options import UpdownTransformerFlags
 
@@ -106,6 +110,34 @@ def test_a_printed_command_line_is_understood(page: str, words: Tuple[str, ...])
     known = known_options(name)
     unknown = [word for word in given if word.startswith("--") and word not in known]
     assert unknown == []
+
+
+# What each of the shell scripts and its files of options runs, besides itself.
+SCRIPTS = [ROOT / "scripts/quickstart.sh", *sorted((ROOT / "examples").glob("*/run.sh"))]
+SCRIPTS += sorted((ROOT / "examples").glob("*/*.txt"))
+RUN = [*FAIRSEQ, *INSTALLED, "scripts/benchmarks/quality.py", "scripts/benchmarks/mixers.py"]
+RUN += [f"scripts/corpora/{name}.py" for name in ("rfc", "docstrings", "debian_translation")]
+OF_OTHERS = {"--line-buffered", "--input", "--metrics", "--width"}  # of grep and sacrebleu
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_a_script_gives_options_that_some_program_knows(script: Path) -> None:
+    own = [str(script.relative_to(ROOT))] if script.suffix == ".sh" else []
+    known = OF_OTHERS.union(*map(known_options, [*RUN, *own]))
+    given = {word for word in OPTION.findall(script.read_text()) if not word.endswith("-")}
+    assert given <= known
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/config/*.yaml")), ids=str)
+def test_the_yaml_of_a_recipe_builds_its_model(path: Path) -> None:
+    cfg: Any = OmegaConf.load(path)
+    cfg.task.data = "x"
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    known = tasks.TASK_DATACLASS_REGISTRY[cfg.task._name].__dataclass_fields__
+    assert set(cfg.task) - {"_name"} <= set(known)
+    assert set(cfg.model) - {"_name"} <= set(UpdownTransformerFlags.__dataclass_fields__)
+    add_defaults(cfg)
+    build_model(cfg.model, toy_task())
 
 
 @pytest.mark.parametrize("name", INSTALLED)

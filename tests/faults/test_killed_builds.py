@@ -1,8 +1,10 @@
 """A build that was killed leaves nothing for ever, and one that lives is left alone."""
 
+import itertools
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from fairseq_updown.cli import prepare
 from fairseq_updown.data.files import atomic_directory
+from fairseq_updown.data.workers import available_cores, map_by_workers
 from fairseq_updown.errors import UserError
 
 
@@ -42,6 +45,41 @@ def test_what_a_killed_build_left_goes_with_the_next(builder: Any, tmp_path: Pat
         (partial / "whole").write_text("x")
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["whole"]
+
+
+def test_a_mount_point_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(UserError, match="is a mount point"), atomic_directory(tmp_path):
+        raise AssertionError
+
+
+def sleep_with_workers(said: Any) -> None:
+    workers = map_by_workers(
+        lambda item: (os.getpid(), time.sleep(60 * (item > 16)))[0], range(99), 2
+    )
+    said.put(next(workers))
+    next(itertools.islice(workers, 60, None))
+
+
+def test_workers_end_with_a_parent_that_was_killed() -> None:
+    context = multiprocessing.get_context("fork")
+    said = context.Queue()
+    parent = context.Process(target=sleep_with_workers, args=(said,))
+    parent.start()
+    worker = said.get(timeout=30)
+    parent.kill()
+    parent.join()
+    end = time.monotonic() + 30
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_as_many_workers_as_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7}, raising=False)
+    assert available_cores() == 3
 
 
 def test_a_living_build_is_left_alone(builder: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from stored import SMALL, make_dictionaries, parse, save_checkpoint
 
 from fairseq_updown.cli import highlight, prepare, score, summarize
+from fairseq_updown.data.files import write_atomic
 from fairseq_updown.data.parallel_text import train_sentencepiece
 from fairseq_updown.inference.loading import load_models
 
@@ -30,6 +31,19 @@ def folder(tmp_path: Path, monkeypatch: Any) -> Path:
     os.symlink("/dev/zero", "endless")
     os.mkfifo("pipe")
     return tmp_path
+
+
+def test_a_file_behind_a_link_is_written_and_keeps_its_permissions(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    target = folder / "deep" / "page.html"
+    target.write_text("old")
+    target.chmod(0o600)
+    os.symlink(target, folder / "latest.html")
+    write_atomic(folder / "latest.html", "new")
+    assert (folder / "latest.html").is_symlink()
+    assert target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(folder / "deep") == ["page.html"]
 
 
 def in_ascii(main: Any, *arguments: Any) -> str:

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixer_checks import DIM, assert_equals_oracle, assert_linear, batches, cost, draw, make
+from toy import few
 
 from fairseq_updown.mixers.csp import ChannelwiseSamplePermutation
 
@@ -30,7 +31,7 @@ def csp(mixer, x, counts, scores, state):
     return mixer.out_proj(torch.stack(columns, dim=1)), None
 
 
-@settings(max_examples=20)
+@few(20)
 @given(size=st.integers(1, 9), layer=st.integers(0, 2), batch=batches(longest=30))
 def test_csp_equals_the_slow_oracle(size, layer, batch):
     options = dict(size=size, layer=layer, num_layers=3)

@@ -3,9 +3,10 @@
 import math
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixer_checks import assert_equals_oracle, assert_linear, batches, cost, make
+from toy import few
 
 from fairseq_updown.mixers.igloo import Igloo, random_table
 
@@ -43,7 +44,7 @@ def igloo(mixer, x, counts, scores, state):
     return mixer.out_proj(torch.stack(rows)), None
 
 
-@settings(max_examples=20)
+@few(20)
 @given(
     num_patches=st.integers(1, 7),
     layer=st.integers(0, 3),

@@ -5,10 +5,10 @@ import math
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixer_checks import assert_equals_oracle, assert_linear, batches, draw, make
-from toy import EXACT
+from toy import EXACT, few
 
 from fairseq_updown.mixers.full import FullAttention
 from fairseq_updown.mixers.ssa import StochasticAttention, sample_keys
@@ -42,7 +42,7 @@ def attend_to_sample(mixer, x, counts, scores, uniform):
     return torch.stack(outs)
 
 
-@settings(max_examples=15)
+@few(15)
 @given(st.integers(1, 20), st.integers(1, 18), batches(longest=17))
 def test_training_equals_the_slow_oracle(size, block_size, batch):
     """Drawn are numbers of torch's generator, one for each part of each block of each row."""
@@ -59,7 +59,7 @@ def test_training_equals_the_slow_oracle(size, block_size, batch):
     assert_equals_oracle([mixer], ssa, batch)
 
 
-@settings(max_examples=15)
+@few(15)
 @given(st.integers(1, 20), st.integers(1, 3), st.integers(0, 9), batches(longest=17))
 def test_an_ensemble_is_the_mean_of_slow_oracles(size, ensemble, layer, batch):
     mixer = make(StochasticAttention, size=size, ensemble=ensemble, layer=layer).eval()

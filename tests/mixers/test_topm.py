@@ -5,10 +5,10 @@ import weakref
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixer_checks import HEADS, LargestTensor, assert_equals_oracle, batches, draw, make
-from toy import EXACT
+from toy import EXACT, few
 
 from fairseq_updown.mixers import chosen_keys
 from fairseq_updown.mixers.full import FullAttention
@@ -36,7 +36,7 @@ def top_m(mixer, x, counts, scores, state):
     return torch.stack(outs), None
 
 
-@settings(max_examples=20)
+@few(20)
 @given(size=st.integers(1, 14), batch=batches(longest=13))
 def test_topm_equals_the_slow_oracle(size, batch):
     assert_equals_oracle([make(TopMAttention, size=size)], top_m, batch)

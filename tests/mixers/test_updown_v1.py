@@ -2,7 +2,7 @@
 
 import reference
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixer_checks import (
     assert_counts_are_repetitions,
@@ -14,7 +14,7 @@ from mixer_checks import (
     make,
     make_stage,
 )
-from toy import EXACT
+from toy import EXACT, few
 
 from fairseq_updown.mixers.full import FullAttention
 from fairseq_updown.mixers.updown_v1 import ExchangeAttention
@@ -37,7 +37,7 @@ def updown_v1(mixer, x, counts, scores, h):
     return mixer.out_proj(torch.stack(new)), torch.stack(new)
 
 
-@settings(max_examples=20)
+@few(20)
 @given(size=st.sampled_from([1, 2, 3, 8]), batch=batches())
 def test_updown_v1_equals_the_slow_oracle(size, batch):
     assert_equals_oracle(make_stage(ExchangeAttention, size=size), updown_v1, batch)

@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixer_checks import (
     DIM,
@@ -19,7 +19,7 @@ from mixer_checks import (
     make,
     make_stage,
 )
-from toy import EXACT
+from toy import EXACT, few
 
 from fairseq_updown.mixers import chosen_keys
 from fairseq_updown.mixers.full import FullAttention
@@ -59,7 +59,7 @@ def cached_topk(mixer, x, counts, scores, state):
     return mixer.out_proj(torch.stack(outs)), (weights, value)
 
 
-@settings(max_examples=20)
+@few(20)
 @given(
     size=st.sampled_from([1, 2, 3, 8]),
     chunk=st.sampled_from([1, 60, 2**24]),

@@ -3,9 +3,8 @@
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 from toy import (
     CONFIGURATIONS,
     EXACT,
@@ -13,11 +12,13 @@ from toy import (
     build,
     decoding_state,
     draw_rows,
+    few,
     logits,
     pad_rows,
     predicted,
     random_tokens,
 )
+from work_counter import WorkCounter
 
 FULL = dict(updown_block_size=64, updown_decoder_block_size=64, updown_pool_layers="")
 
@@ -83,6 +84,8 @@ def test_repeated_tokens_without_positions_pool_alike_in_any_batch(words, poolin
         dict(activation_fn="gelu"),
         dict(no_cross_attention=True),
         dict(updown_pool_layers="1", updown_memory_size=64),
+        dict(merge_src_tgt_embed=True),
+        dict(adaptive_softmax_cutoff=[8, 14]),
     ],
     ids=str,
 )
@@ -94,7 +97,10 @@ def test_equals_stock_transformer_when_all_fits_a_block(options, left):
     source = pad_rows(draw_rows([9, 1, 20, 13], seed=0), left=left, extra=2)
     target = pad_rows(draw_rows([5, 17, 3, 1], seed=1))
     with torch.no_grad():
-        actual, expected = logits(model, source, target), logits(stock, source, target)
+        actual, expected = (
+            twin.get_normalized_probs(twin(source, None, target), True, dict(target=target))
+            for twin in (model, stock)
+        )
     real = target.ne(PAD)
     torch.testing.assert_close(actual[real], expected[real], **EXACT)
 
@@ -154,11 +160,11 @@ def test_incremental_equals_parallel(configuration):
             torch.testing.assert_close(step[:, 0], expected[:, t], **EXACT)
 
 
-@settings(max_examples=2)
+@few(2)
 @given(
-    beam=st.integers(1, 4),
+    beam=st.integers(2, 4),  # one is above
     seed=st.integers(0, 999),
-    scatter=st.booleans(),
+    scatter=st.sampled_from([True, False]),
 )
 def test_incremental_follows_any_reordering(configuration, beam, seed, scatter):
     """Rows repeat, permute and go, within their sentence (beam search) or anywhere (`scatter`)."""
@@ -168,13 +174,14 @@ def test_incremental_follows_any_reordering(configuration, beam, seed, scatter):
     encoder_out, state = model.encoder(source), {}
     sentence = torch.arange(3).repeat_interleave(beam)
     encoder_out = model.encoder.reorder_encoder_out(encoder_out, sentence)
-    tokens = random_tokens(generator, len(sentence), 1)
+    tokens, said = random_tokens(generator, len(sentence), 1), []
     with torch.no_grad():
         for step in range(15):
             out = model.decoder(tokens, encoder_out, incremental_state=state)
-            actual = predicted(model, out)
-            expected = logits(model, source[sentence], tokens)[:, -1:]
-            torch.testing.assert_close(actual, expected, **EXACT)
+            said.append(predicted(model, out))
+            if step % 5 == 4:  # all that it said on the way here
+                actual, expected = torch.cat(said, dim=1), logits(model, source[sentence], tokens)
+                torch.testing.assert_close(actual, expected, **EXACT)
             rows = len(sentence)
             if scatter:
                 rows_after = max(1, rows - step % 4 // 3)
@@ -187,7 +194,7 @@ def test_incremental_follows_any_reordering(configuration, beam, seed, scatter):
                 order = (torch.tensor(left).unsqueeze(1) * beam + moves).flatten()
             model.decoder.reorder_incremental_state_scripting(state, order)
             encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
-            sentence = sentence[order]
+            sentence, said = sentence[order], [old[order] for old in said]
             tokens = torch.cat([tokens[order], random_tokens(generator, len(order), 1)], dim=1)
 
 
@@ -227,19 +234,21 @@ def test_future_targets_change_nothing(configuration):
     source = torch.stack(draw_rows([17], seed=5))
     target = torch.stack(draw_rows([19], seed=6))
     with torch.no_grad():
-        before = logits(model, source, target)
+        before = logits(model, source, target)[0]
+        changed = target.repeat(18, 1)
         for t in range(1, 19):
-            changed = target.clone()
-            changed[:, t:] = 4 + (changed[:, t:] - 3) % 20
-            after = logits(model, source, changed)
-            torch.testing.assert_close(after[:, :t], before[:, :t], **EXACT)
-            assert (after[:, t:] - before[:, t:]).abs().max() > 1e-6
+            changed[t - 1, t:] = 4 + (changed[t - 1, t:] - 3) % 20
+        after = logits(model, source.expand(18, -1), changed)
+    for t in range(1, 19):
+        torch.testing.assert_close(after[t - 1, :t], before[:t], **EXACT)
+        assert (after[t - 1, t:] - before[t:]).abs().max() > 1e-6
 
 
 # 5. Padding and batch invariance
 
 
-@settings(max_examples=3)
+@few(2)
+@example(lengths=[(26, 15), (5, 8), (1, 1), (7, 9)], left=True, extra=3, seed=0)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 26), st.integers(1, 15)), min_size=2, max_size=4),
     left=st.booleans(),
@@ -255,18 +264,6 @@ def test_a_sample_does_not_depend_on_its_batch(configuration, lengths, left, ext
         for i, (source, target) in enumerate(zip(sources, targets)):
             alone = logits(model, source.unsqueeze(0), target.unsqueeze(0))[0]
             torch.testing.assert_close(batch[i, : len(target)], alone, **EXACT)
-
-
-def test_a_row_of_pads_disturbs_nobody():
-    model = build()
-    sources = draw_rows([12, 9], seed=1)
-    target = torch.stack(draw_rows([6, 6, 6], seed=2))
-    source = pad_rows([sources[0], sources[1][:0], sources[1]], left=True)
-    out = logits(model, source, target)
-    assert out.isfinite().all()
-    torch.testing.assert_close(out[2], logits(model, sources[1][None], target[2:])[0], **EXACT)
-    out.sum().backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 # 6. Counts
@@ -329,24 +326,14 @@ def test_gradient_reaches_scorer_gate_and_reweighting(pooling):
     assert {name for name in dead if "k_proj.bias" not in name} <= allowed
 
 
-def test_gradients_equal_those_of_checkpointed_layers():
-    plain, checkpointed = build(), build(checkpoint_activations=True)
-    source, target = draw_rows([23, 14], seed=4)
-    for model in (plain, checkpointed):
-        logits(model.train(), source[None], target[None]).square().sum().backward()
-    for (name, a), (_, b) in zip(plain.named_parameters(), checkpointed.named_parameters()):
-        torch.testing.assert_close(a.grad, b.grad, msg=name, **EXACT)
-
-
 # 8. Cost
 
 
 def flops(model, src_len, tgt_len=4):
     source, target = torch.full((1, src_len), 5), torch.full((1, tgt_len), 5)
-    open_attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with torch.no_grad(), open_attention, FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), WorkCounter() as counted:  # torch's own knows no kernel of CPUs
         logits(model, source, target)
-    return counter.get_total_flops()
+    return counted.flops
 
 
 @pytest.mark.parametrize("pooling", ["seeded", "tournament", "topk", "mean"])
@@ -354,6 +341,7 @@ def test_cost_is_linear_in_length_at_a_fixed_slot_budget(pooling):
     base = dict(updown_block_size=64, updown_memory_size=32, updown_pooling=pooling)
     base.update(max_source_positions=4096, updown_pool_layers="1", updown_pool_rate=1e9)
     short = flops(build(updown_slots=16, **base), 1024)
+    assert flops(build(updown_slots=0, **base), 1024) < 0.9 * short  # slots are counted
     long = flops(build(updown_slots=8, **base), 2048)
     assert long < 2.1 * short
     full = [flops(build("stock", max_source_positions=4096), n) for n in (1024, 2048)]

@@ -4,11 +4,11 @@ from typing import Any, Dict, Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reference import pool
 from torch import Tensor
-from toy import CONFIGURATIONS, EXACT, PAD, build, pad_rows, predicted, random_tokens
+from toy import CONFIGURATIONS, EXACT, PAD, build, few, pad_rows, predicted, random_tokens
 
 from fairseq_updown.attention.pooling import POOLINGS
 from fairseq_updown.mass import TokenMass
@@ -70,7 +70,7 @@ def test_pads_beside_a_stream_change_nothing(name: str) -> None:
     assert not extra["attn"][0][:, :, :3].any()
 
 
-@settings(max_examples=3)
+@few(3)
 @given(
     length=st.integers(SEGMENT + 1, 70),
     memory_size=st.integers(1, 40),

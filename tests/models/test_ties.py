@@ -4,10 +4,10 @@ from typing import Any, List
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from toy import EXACT, build, draw_rows, logits, pad_rows
+from toy import EXACT, build, draw_rows, few, logits, pad_rows
 
 from fairseq_updown.attention.slots import BlockPooling, PooledBlocks
 
@@ -25,7 +25,7 @@ def without_positions(**options: Any) -> Any:
     return build(no_token_positional_embeddings=True, **options)
 
 
-@settings(max_examples=8)
+@few(8)
 @given(
     pooling=POOLINGS,
     block_size=st.integers(2, 5),
@@ -68,7 +68,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> List[Tensor]:
     return calls
 
 
-@settings(max_examples=12)
+@few(12)
 @given(
     dtype=DTYPES,
     pooling=POOLINGS,
@@ -106,7 +106,7 @@ def test_the_decoder_chooses_alike_in_every_pass_and_precision(
         assert chosen[0][0].equal(expected)
 
 
-@settings(max_examples=12)
+@few(12)
 @given(
     dtype=DTYPES,
     pooling=POOLINGS,

@@ -141,9 +141,10 @@ def test_feed_forward_is_pruned() -> None:
     pruned = layer().train()
     for linear in (pruned.fc1, pruned.fc2):
         prune.random_unstructured(linear, "weight", amount=0.5)
+        linear.weight_orig.data.mul_(2.0)  # `weight` is stale until the hook runs
     x = torch.randn(4, 16, dtype=torch.float64, requires_grad=True)
-    expected = type(pruned).feed_forward(pruned, x)
-    torch.testing.assert_close(pruned.feed_forward(x), expected)
+    actual = pruned.feed_forward(x)
+    torch.testing.assert_close(actual, type(pruned).feed_forward(pruned, x))
 
 
 def test_feed_forward_calls_hooks() -> None:

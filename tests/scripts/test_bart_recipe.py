@@ -72,7 +72,7 @@ def test_a_corpus_is_encoded_line_by_line_once(tmp_path: Path, encode: Callable[
     [
         ((), "--bart is missing"),
         (("--tiny", "--bart", "bart.large"), "leave out its files"),
-        (("--tiny", "--tokens", "many"), "'many' is no number"),
+        (("--tiny", "--tokens", "many"), "--tokens takes a number from 1 on, not 'many'"),
         (("--size", "small"), "--size small: choose base or large"),
         (
             (*("--bart", "no", "--encoder-json", "e", "--vocab-bpe", "v", "--corpus", "c"),),

@@ -341,6 +341,7 @@ FAKE_TOOLS = {
     "fairseq-generate": 'printf "H-1\\t-0.1\\tx\\n"; n=40; [ -z "$LOSE_ONE" ] || n=39\n'
     'while [ $n -gt 0 ]; do n=$((n - 1)); printf "D-$n\\t-0.1\\tline $n\\n"; done',
     "sacrebleu": "echo score",
+    "updown-score": "echo score",
 }
 
 
@@ -424,6 +425,36 @@ def test_a_corpus_that_is_not_there_is_no_order_to_fetch_another(tmp_path: Path)
     status, calls, errors = run_example(tmp_path, "--corpus", "mine", recipe="summarization")
     assert (status, calls) == (2, [])
     assert "--corpus mine is not there" in errors
+
+
+@pytest.mark.parametrize(
+    ("system", "arch", "tokens"),
+    [("arxiv", "updown_transformer_arxiv", 4096), ("transformer", "transformer", 1024)],
+)
+def test_the_summarization_recipe_trains_what_was_asked(
+    tmp_path: Path, system: str, arch: str, tokens: int
+) -> None:
+    for name in ("report.json", "spm/spm.model", "spm/dict.txt", "raw/test.src", "raw/test.tgt"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text("{}\n")
+    asked = ("--corpus", "mine", "--system", system, "--updates", "7")
+    status, calls, errors = run_example(tmp_path, *asked, recipe="summarization")
+    assert status == 0, errors
+    names = [call.split()[0] for call in calls]
+    assert names == ["fairseq-preprocess", "fairseq-train", "fairseq-generate", "updown-score"]
+    for words in (f"--arch {arch} ", f"--max-source-positions {tokens} ", "--max-update 7 "):
+        assert words in calls[1]
+
+
+def test_run_translates_the_other_way_round(tmp_path: Path) -> None:
+    own_text(tmp_path / "text")
+    options = ("--from-text", "text", "--vocab-size", "30", "--updates", "7", "--reverse")
+    status, calls, errors = run_example(tmp_path, *options, WORK="elsewhere", UPDATES="3")
+    assert status == 0, errors
+    (training,) = (call for call in calls if call.startswith("fairseq-train"))
+    assert "--source-lang tgt --target-lang src " in training
+    assert "--max-update 7 " in training
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_run_trains_for_minutes_and_for_more(tmp_path: Path) -> None:

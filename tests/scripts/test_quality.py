@@ -4,7 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -172,3 +175,15 @@ def test_mistakes_are_told_before_anything_runs(work: Path, tmp_path: Path) -> N
         quality.main(arguments(work, tmp_path, "--start", str(tmp_path / "text.pt")))
     with pytest.raises(SystemExit, match="no finished run of these"):
         quality.main(arguments(work, tmp_path, "--seeds", "5", "--table-only"))
+
+
+def test_a_training_ends_with_the_script(tmp_path: Path) -> None:
+    sleeper = Path(sys.executable).parent / "python"
+    with ThreadPoolExecutor() as pool, pytest.raises(KeyboardInterrupt), quality.nothing_outlives():
+        run = [sleeper.name, "-c", "import time; time.sleep(600)"]
+        ended = pool.submit(quality.run_installed, run, tmp_path / "log", dict(os.environ))
+        while not quality._running:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert ended.result()[0] == signal.SIGKILL

@@ -74,8 +74,11 @@ def archive(tmp_path: Path) -> Path:
     return folder
 
 
+SMALL = ("--vocab-size", "150", "--workers", "1")
+
+
 def build(out: Path, *options: object) -> int:
-    return status(prepare.main, ["--out", str(out), "--vocab-size", "150", *map(str, options)])
+    return status(prepare.main, ["--out", str(out), *SMALL, *map(str, options)])
 
 
 def lines(path: Path) -> list[str]:

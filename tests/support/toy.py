@@ -8,6 +8,7 @@ import pytest
 import torch
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerModel
+from hypothesis import settings
 
 from fairseq_updown.decoding.cache import DecodingState
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel
@@ -59,8 +60,11 @@ CONFIGURATIONS = {
     "memory 1, after every layer": dict(
         updown_memory_size=1, updown_pool_layers="1,2,3", updown_pool_rate=1.3
     ),
+    "one token left": dict(
+        updown_memory_size=1, updown_pool_rate=100.0, updown_pool_layers="2", updown_copy=True
+    ),
     "cross slots": dict(updown_cross_slots=4),
-    "only cross slots": dict(updown_cross_slots=3, updown_pool_layers=""),
+    "only cross slots": dict(updown_cross_slots=1, updown_pool_layers=""),
     "tournament": dict(updown_pooling="tournament"),
     "topk": dict(updown_pooling="topk"),
     # Nothing that looks at the scores comes between the last pool and the cross slots.
@@ -93,6 +97,11 @@ CONFIGURATIONS = {
     "checkpointed": dict(checkpoint_activations=True),
     "plain operators": dict(plain=True),
 }
+
+
+def few(number: int) -> Any:
+    """So many examples, and as many times more as a profile of hypothesis has more than `tests`."""
+    return settings(max_examples=number * settings().max_examples // 25)
 
 
 # In the names of parameters that begin at values by which they do nothing.

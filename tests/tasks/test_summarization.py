@@ -63,6 +63,22 @@ def test_rouge_is_that_of_the_library_on_split_sentences(stemmer: bool) -> None:
     assert 0 < expected["rougeL"] < expected["rougeLsum"] < 100
 
 
+@pytest.mark.parametrize(("join", "said"), [("sentencepiece", "the cat"), (None, "▁the ▁c at")])
+def test_validation_text_is_joined_as_asked(work: Path, join: Any, said: str) -> None:
+    task = make_task(
+        work,
+        eval_rouge=True,
+        eval_rouge_no_stemmer=True,
+        eval_rouge_remove_bpe=join,
+        eval_rouge_args='{"beam": 3}',
+    )
+    task.build_model(Namespace(_name="updown_transformer", **STOCK))
+    tokens = [task.tgt_dict.add_symbol(piece) for piece in ("▁the", "▁c", "at")]
+    assert task._text(torch.tensor([*tokens, 2])) == said
+    assert task.rouge.signature == Rouge(stemmer=False).signature != Rouge().signature
+    assert task.rouge_generator.beam_size == 3
+
+
 def test_an_unknown_word_of_the_reference_matches_nothing() -> None:
     scores = Rouge()("the unk cat <unk>", "the <<unk>> cat <<unk>>")
     assert scores["rouge1"] == pytest.approx(50.0)

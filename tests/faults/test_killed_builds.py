@@ -56,9 +56,11 @@ def test_a_mount_point_is_refused_before_any_work(
 
 
 def sleep_with_workers(said: Any) -> None:
-    workers = map_by_workers(
-        lambda item: (os.getpid(), time.sleep(60 * (item > 16)))[0], range(99), 2
-    )
+    def slowly(item: int) -> int:
+        time.sleep(60 * (item > 16))
+        return os.getpid()
+
+    workers = map_by_workers(slowly, range(99), 2)
     said.put(next(workers))
     next(itertools.islice(workers, 60, None))
 

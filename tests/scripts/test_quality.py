@@ -178,12 +178,17 @@ def test_mistakes_are_told_before_anything_runs(work: Path, tmp_path: Path) -> N
 
 
 def test_a_training_ends_with_the_script(tmp_path: Path) -> None:
-    sleeper = Path(sys.executable).parent / "python"
-    with ThreadPoolExecutor() as pool, pytest.raises(KeyboardInterrupt), quality.nothing_outlives():
-        run = [sleeper.name, "-c", "import time; time.sleep(600)"]
-        ended = pool.submit(quality.run_installed, run, tmp_path / "log", dict(os.environ))
-        while not quality._running:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
-    assert ended.result()[0] == signal.SIGKILL
+    sleep = ["python", "-c", "import time; time.sleep(600)"]
+
+    def stop() -> None:
+        with quality.nothing_outlives():
+            while not quality._running:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(quality.run_installed, sleep, tmp_path / "log", dict(os.environ))
+        with pytest.raises(KeyboardInterrupt):
+            stop()
+        assert ended.result()[0] == signal.SIGKILL

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 # Of each worker and each program that a test starts.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("UPDOWN_TEST_THREADS", "1")
@@ -38,6 +39,13 @@ def softmax_in_the_dtype_of_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
         return x.softmax(dim=dim) if "float64" in str(x.dtype) else x.softmax(dim=dim).float()
 
     monkeypatch.setattr("fairseq.utils.softmax", softmax)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws without a seed of its own is the same in any order and process."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 def pytest_collection_finish() -> None:

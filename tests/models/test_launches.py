@@ -66,6 +66,17 @@ def test_launches_beside_the_stock_model(name, bsz, most):
     assert count(name, bsz).launches.total() <= most * stock_launches(bsz)
 
 
+# Several blocks with slots in both stacks, and pools, at few tokens.
+SHORT = dict(
+    length=512,
+    updown_block_size=32,
+    updown_slots=8,
+    updown_memory_size=16,
+    updown_decoder_block_size=16,
+    updown_decoder_slots=4,
+)
+
+
 @pytest.mark.parametrize("name", ["arxiv", "blockwise"])
 @pytest.mark.parametrize("pooling", ["seeded", "tournament", "topk", "mean"])
 def test_no_layer_waits_for_the_device(name, pooling):
@@ -73,7 +84,9 @@ def test_no_layer_waits_for_the_device(name, pooling):
 
     fairseq's sinusoidal positions ask shapes, which are on the host, by a tensor.
     """
-    options = dict(updown_pooling=pooling, no_token_positional_embeddings=True)
+    options = dict(SHORT, updown_pooling=pooling, no_token_positional_embeddings=True)
+    if name == "arxiv":
+        options["updown_pooled_block_size"] = 64
     assert count(name, 2, **options).waits == {"tolist": 1}
     options = dict(options, updown_copy=True, share_all_embeddings=True)
     assert count(name, 2, **options).waits == {"tolist": 1, "_local_scalar_dense": 1}

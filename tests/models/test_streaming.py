@@ -57,6 +57,7 @@ def test_what_fits_a_segment_is_encoded_as_ever(name: str) -> None:
     expected = model.encoder(tokens)
     actual = stream(model).encoder(tokens)
     for key, tensors in expected.items():
+        assert len(actual[key]) == len(tensors)
         assert all(map(torch.equal, actual[key], tensors))
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.files import decoded, read_text, with_newlines
 from ..inference.summarizer import Document, Summarizer, Summary
 from ..inference.windows import SPACE
 from .charts import check_matplotlib, has_matplotlib
@@ -39,7 +40,6 @@ from .support import (
     CommandParser,
     UserError,
     check_writable,
-    open_regular,
     printable,
     run_command,
     same_file,
@@ -329,15 +329,9 @@ def highlight(
 
 def read(file: str) -> str:
     """The text of a file, or of standard input, with newlines as line ends."""
-    try:
-        with nullcontext(sys.stdin.buffer) if file == STDIN else open_regular(file) as stream:
-            content = stream.read()
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}: check the path") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 ({error.reason}): convert it") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    if file == STDIN:
+        return with_newlines(decoded(sys.stdin.buffer.read(), "standard input"))
+    return read_text(file, file)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

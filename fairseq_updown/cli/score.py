@@ -29,7 +29,6 @@ their recall:
 from __future__ import annotations
 
 import argparse
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ import sentencepiece
 from fairseq.data.data_utils import post_process
 from sacrebleu.metrics import BLEU, CHRF
 
+from ..data.files import read_text
 from ..data.parallel_text import read_sentencepiece
 from ..scoring.rouge import Rouge, split_sentences
 from .charts import check_matplotlib
@@ -48,7 +48,6 @@ from .support import (
     CommandParser,
     UserError,
     check_writable,
-    open_regular,
     positive,
     progress,
     run_command,
@@ -85,14 +84,7 @@ class Samples(NamedTuple):
 
 def read_lines(path: Path, option: str) -> list[str]:
     """The lines of a text file."""
-    try:
-        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig") as file:
-            text = file.read()
-    except OSError as error:
-        raise UserError(f"{option} {path}: {error.strerror}: check the path") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{option} {path} is not UTF-8 ({error.reason}): convert it") from error
-    lines = text.split("\n")
+    lines = read_text(path, f"{option} {path}").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 

@@ -34,6 +34,40 @@ def open_regular(path: str | Path) -> BinaryIO:
     return open(path, "rb")
 
 
+def decoded(content: bytes, shown: str) -> str:
+    """UTF-8 text, without a byte order mark.
+
+    Args:
+        shown: what an error calls it.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown} is not UTF-8 ({error.reason}): convert it") from error
+
+
+def read_text(path: str | Path, shown: str) -> str:
+    """The text of a UTF-8 file, with newlines as line ends.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read()
+    except OSError as error:
+        raise UserError(f"{shown}: {error.strerror}: check the path") from error
+    return with_newlines(decoded(content, shown))
+
+
+def with_newlines(text: str) -> str:
+    """The text with newlines as line ends, whatever system wrote it."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def same_file(path: str | Path, other: str | Path) -> bool:
     """Whether both names lead to one file, which need not be there; links may go in a circle."""
     return os.path.realpath(path) == os.path.realpath(other)

@@ -33,6 +33,7 @@ from sacrebleu.metrics import BLEU
 import fairseq_updown  # noqa: F401 - registers the architecture
 from fairseq_updown.cli import export
 from fairseq_updown.cli.support import CommandParser, UserError, positive, progress, run_command
+from fairseq_updown.data.files import read_lines
 
 # No translation has more pieces than this of its batch's width, as in examples/translation.
 LENGTH_A, LENGTH_B = 1.2, 10
@@ -127,7 +128,7 @@ def run(args: Any) -> None:
             raise UserError(f"{needed} is not there: give the folder of examples/translation")
     _, task = load(checkpoint, data)
     references = args.data / "corpus" / "raw" / f"test.{task.cfg.target_lang}"
-    expected = references.read_text(encoding="utf-8").splitlines()
+    expected = list(read_lines(references))
     batches = batches_of(task, args.max_tokens)
     count = sum(len(batch["id"]) for batch in batches)
     if count != len(expected):

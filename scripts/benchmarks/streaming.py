@@ -22,6 +22,7 @@ from fresh_process import MemoryMeter, in_fresh_process
 from report import duration, table
 
 from fairseq_updown.cli.support import CommandParser, UserError, positive, progress, run_command
+from fairseq_updown.data.files import read_lines
 from fairseq_updown.data.workers import available_cores
 from fairseq_updown.inference.summarizer import Document, Long, Summarizer
 from fairseq_updown.scoring.headings import matched, normalised, split_headings
@@ -54,9 +55,7 @@ def read_corpus(sources: Path, references: Path) -> list[Outlined]:
     Raises:
         UserError: the files have other numbers of lines, or cannot be read.
     """
-    texts, outlines = (
-        path.read_text(encoding="utf-8").splitlines() for path in (sources, references)
-    )
+    texts, outlines = (list(read_lines(path)) for path in (sources, references))
     if len(texts) != len(outlines):
         raise UserError(f"{sources}: {len(texts)} lines, {references}: {len(outlines)}")
     return [

@@ -43,6 +43,7 @@ from fairseq_updown.data.document_corpus import (
     folded,
     without_copies,
 )
+from fairseq_updown.data.files import read_text
 
 KIND = "translation corpus"
 HELDOUT_SIZE = 1000
@@ -138,10 +139,7 @@ def read_own_text(folder: Path, drops: Counter[str]) -> dict[str, list[Pair]]:
     parts = {}
     for name in SPLITS:
         files = [folder / f"{name}.{side}" for side in ("src", "tgt")]
-        try:
-            sides = [path.read_text(encoding="utf-8").split("\n") for path in files]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{folder}/{name}.src or .tgt is not UTF-8: {error}") from error
+        sides = [read_text(path, str(path)).split("\n") for path in files]
         sides = [lines[:-1] if lines[-1] == "" else lines for lines in sides]
         if len(sides[0]) != len(sides[1]):
             raise UserError(

@@ -15,17 +15,11 @@ from typing import Any
 
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 
-from fairseq_updown.cli.support import (
-    REPORT,
-    CommandParser,
-    UserError,
-    positive,
-    progress,
-    run_command,
-    write_atomic,
-)
-from fairseq_updown.data.files import read_lines, write_lines
+from fairseq_updown.cli.support import CommandParser, positive, run_command
+from fairseq_updown.data.files import REPORT, read_lines, write_atomic, write_lines
 from fairseq_updown.data.workers import available_cores, map_by_workers
+from fairseq_updown.errors import UserError
+from fairseq_updown.terminal import progress
 
 
 def claim_out(out: Path, made_from: Sequence[Path]) -> None:

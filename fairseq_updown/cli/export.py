@@ -24,17 +24,12 @@ import torch
 from fairseq import utils
 from omegaconf import OmegaConf
 
+from ..data.files import atomic_directory, check_writable, write_atomic
+from ..errors import UserError
 from ..inference.loading import languages, read_checkpoint
 from ..models.updown_transformer.stock_form import StockForm, stock_form
-from .support import (
-    CommandParser,
-    UserError,
-    atomic_directory,
-    check_writable,
-    printable,
-    run_command,
-    write_atomic,
-)
+from ..terminal import printable
+from .support import CommandParser, run_command
 
 PROG = "updown-export"
 QUANTIZATIONS = ("int8", "int8_float32", "int16", "float16", "bfloat16", "float32")

@@ -30,21 +30,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.files import decoded, read_text, with_newlines
+from ..data.files import check_writable, decoded, read_text, same_file, with_newlines, write_atomic
+from ..errors import UserError
 from ..inference.summarizer import Document, Summarizer, Summary
 from ..inference.windows import SPACE
+from ..terminal import printable
 from .charts import check_matplotlib, has_matplotlib
 from .highlight_page import Page, Word, chart_png, passages, render
 from .options import add_options, load_summarizer
-from .support import (
-    CommandParser,
-    UserError,
-    check_writable,
-    printable,
-    run_command,
-    same_file,
-    write_atomic,
-)
+from .support import CommandParser, run_command
 
 PROG = "updown-highlight"
 STRONGEST = 256  # source tokens kept of a word's attention

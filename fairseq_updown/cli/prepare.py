@@ -44,8 +44,10 @@ from ..data.document_corpus import (
     one_line,
 )
 from ..data.files import open_regular
+from ..errors import UserError
+from ..terminal import printable, progress
 from .corpus_options import add_sizes, corpus_parser, given_options
-from .support import UserError, positive, printable, progress, run_command
+from .support import positive, run_command
 
 KIND = "document corpus"
 NAMES = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}

@@ -39,22 +39,14 @@ import sentencepiece
 from fairseq.data.data_utils import post_process
 from sacrebleu.metrics import BLEU, CHRF
 
-from ..data.files import read_text
+from ..data.files import check_writable, read_text, same_file, to_json, write_atomic
 from ..data.parallel_text import read_sentencepiece
+from ..errors import UserError
 from ..scoring.rouge import Rouge, split_sentences
+from ..terminal import progress
 from .charts import check_matplotlib
 from .score_headings import chart, count_headings, headings_table
-from .support import (
-    CommandParser,
-    UserError,
-    check_writable,
-    positive,
-    progress,
-    run_command,
-    same_file,
-    to_json,
-    write_atomic,
-)
+from .support import CommandParser, positive, run_command
 
 PROG = "updown-score"
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL", "ROUGE-Lsum": "rougeLsum"}

@@ -10,8 +10,8 @@ from typing import Any
 import sentencepiece
 
 from ..scoring.headings import Figures, Source, by_bin, count, place
+from ..terminal import progress
 from .charts import COLOURS, MARKERS, image, new_figure
-from .support import progress
 
 EDGES = (512, 1024, 2048, 4096, 8192, 16384)  # pieces or words between the bins
 QUARTERS = ("first quarter", "second", "third", "last")

@@ -31,17 +31,12 @@ from typing import Any, BinaryIO, NamedTuple, get_args
 
 from tqdm import tqdm
 
+from ..data.files import open_regular, write_atomic
+from ..errors import UserError
 from ..inference.summarizer import Document, Long, Summarizer, Summary, join
+from ..terminal import printable, progress
 from .options import add_options, load_summarizer
-from .support import (
-    CommandParser,
-    UserError,
-    open_regular,
-    printable,
-    progress,
-    run_command,
-    write_atomic,
-)
+from .support import CommandParser, run_command
 
 PROG = "updown-summarize"
 STDIN = "-"

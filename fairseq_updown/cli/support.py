@@ -1,4 +1,4 @@
-"""What every command-line program needs: its parser, its errors, progress, atomic output."""
+"""What every command-line program needs: its parser, and how it ends."""
 
 from __future__ import annotations
 
@@ -9,40 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from ..data.files import (
-    REPORT,
-    atomic_directory,
-    check_writable,
-    open_regular,
-    read_lines,
-    same_file,
-    sigterm_interrupts,
-    to_json,
-    write_atomic,
-    write_lines,
-)
 from ..errors import UserError
-from ..terminal import printable, progress
-
-__all__ = [
-    "REPORT",
-    "CommandParser",
-    "UserError",
-    "atomic_directory",
-    "check_writable",
-    "open_regular",
-    "positive",
-    "printable",
-    "progress",
-    "read_lines",
-    "run_command",
-    "same_file",
-    "sigterm_interrupts",
-    "to_json",
-    "whole_number",
-    "write_atomic",
-    "write_lines",
-]
+from ..terminal import printable
 
 
 class CommandParser(argparse.ArgumentParser):

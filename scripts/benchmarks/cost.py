@@ -68,15 +68,10 @@ from steps import Runner, warm_runner
 from systems import Setup, Work, known
 
 from fairseq_updown.cli import charts
-from fairseq_updown.cli.support import (
-    CommandParser,
-    UserError,
-    check_writable,
-    positive,
-    progress,
-    run_command,
-    write_atomic,
-)
+from fairseq_updown.cli.support import CommandParser, positive, run_command
+from fairseq_updown.data.files import check_writable, write_atomic
+from fairseq_updown.errors import UserError
+from fairseq_updown.terminal import progress
 
 ARCHITECTURES = ("transformer", "updown_transformer_arxiv", "updown_transformer_early",
                  "updown_transformer_pyramidion", "updown_transformer_blockwise")  # fmt: skip

@@ -19,7 +19,8 @@ from fairseq import __version__ as fairseq_version
 from filelock import FileLock
 
 import fairseq_updown
-from fairseq_updown.cli.support import UserError, to_json, write_atomic
+from fairseq_updown.data.files import to_json, write_atomic
+from fairseq_updown.errors import UserError
 
 logging.getLogger("filelock").setLevel(logging.WARNING)  # fairseq lets all loggers speak
 

@@ -30,8 +30,10 @@ from sacrebleu.metrics import BLEU, CHRF
 from systems import Setup, Work, build, with_options
 
 from fairseq_updown.cli import score
-from fairseq_updown.cli.support import UserError, progress, read_lines
+from fairseq_updown.data.files import read_lines
+from fairseq_updown.errors import UserError
 from fairseq_updown.models.updown_transformer.options import validate
+from fairseq_updown.terminal import progress
 
 Measured = Sequence[tuple[Row, Figures]]
 

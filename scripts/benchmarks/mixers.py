@@ -46,15 +46,9 @@ from mixer_sections import SECTIONS, failure
 from quality import parse_with_training_options
 
 from fairseq_updown.cli.charts import check_matplotlib
-from fairseq_updown.cli.support import (
-    CommandParser,
-    UserError,
-    check_writable,
-    positive,
-    run_command,
-    sigterm_interrupts,
-    write_atomic,
-)
+from fairseq_updown.cli.support import CommandParser, positive, run_command
+from fairseq_updown.data.files import check_writable, sigterm_interrupts, write_atomic
+from fairseq_updown.errors import UserError
 from fairseq_updown.models.updown_transformer.options import parse_mixer
 
 KIND = "fairseq_updown mixer comparison"

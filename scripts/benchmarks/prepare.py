@@ -24,9 +24,11 @@ import numpy as np
 from figure_store import machine
 from report import duration, table
 
-from fairseq_updown.cli.support import CommandParser, UserError, positive, progress, run_command
+from fairseq_updown.cli.support import CommandParser, positive, run_command
 from fairseq_updown.data.document_corpus import REPORT
 from fairseq_updown.data.files import write_lines
+from fairseq_updown.errors import UserError
+from fairseq_updown.terminal import progress
 
 LEXICON = 50_000
 SUMMARY_WORDS = 20

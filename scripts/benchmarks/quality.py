@@ -47,16 +47,9 @@ from filelock import FileLock
 from report import mean
 
 import fairseq_updown
-from fairseq_updown.cli.support import (
-    CommandParser,
-    UserError,
-    positive,
-    run_command,
-    sigterm_interrupts,
-    to_json,
-    write_atomic,
-)
-from fairseq_updown.data.files import atomic_directory
+from fairseq_updown.cli.support import CommandParser, positive, run_command
+from fairseq_updown.data.files import atomic_directory, sigterm_interrupts, to_json, write_atomic
+from fairseq_updown.errors import UserError
 from fairseq_updown.scoring.rouge import ROUGE_TYPES
 
 UPDOWN = "updown_transformer"

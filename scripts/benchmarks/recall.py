@@ -25,8 +25,9 @@ import torch
 import torch.nn.functional as F
 from fairseq.data import Dictionary
 
-from fairseq_updown.cli.support import CommandParser, positive, progress
+from fairseq_updown.cli.support import CommandParser, positive
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel
+from fairseq_updown.terminal import progress
 
 PARTS, LENGTH, BLOCK = 4, 32, 8
 EOS, ASK_A, ASK_B, VALUE, FILLER, END = 2, 4, 8, 12, 20, 24  # first token of each kind

@@ -41,14 +41,10 @@ from systems import Setup, Work, known
 from torch.utils._pytree import tree_map_only
 from work_counter import WorkCounter, tensors_in
 
-from fairseq_updown.cli.support import (
-    CommandParser,
-    UserError,
-    check_writable,
-    positive,
-    progress,
-    run_command,
-)
+from fairseq_updown.cli.support import CommandParser, positive, run_command
+from fairseq_updown.data.files import check_writable
+from fairseq_updown.errors import UserError
+from fairseq_updown.terminal import progress
 
 ARCHITECTURES = ("transformer", "updown_transformer_arxiv", "updown_transformer_early")
 KIND = "fairseq_updown counts"

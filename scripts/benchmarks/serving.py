@@ -32,8 +32,10 @@ from sacrebleu.metrics import BLEU
 
 import fairseq_updown  # noqa: F401 - registers the architecture
 from fairseq_updown.cli import export
-from fairseq_updown.cli.support import CommandParser, UserError, positive, progress, run_command
+from fairseq_updown.cli.support import CommandParser, positive, run_command
 from fairseq_updown.data.files import read_lines
+from fairseq_updown.errors import UserError
+from fairseq_updown.terminal import progress
 
 # No translation has more pieces than this of its batch's width, as in examples/translation.
 LENGTH_A, LENGTH_B = 1.2, 10

@@ -21,11 +21,13 @@ import torch
 from fresh_process import MemoryMeter, in_fresh_process
 from report import duration, table
 
-from fairseq_updown.cli.support import CommandParser, UserError, positive, progress, run_command
+from fairseq_updown.cli.support import CommandParser, positive, run_command
 from fairseq_updown.data.files import read_lines
 from fairseq_updown.data.workers import available_cores
+from fairseq_updown.errors import UserError
 from fairseq_updown.inference.summarizer import Document, Long, Summarizer
 from fairseq_updown.scoring.headings import matched, normalised, split_headings
+from fairseq_updown.terminal import progress
 
 WAYS: tuple[Long, ...] = ("truncate", "window", "stream")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from debian.deb822 import Deb822
 
-from fairseq_updown.cli.support import UserError
+from fairseq_updown.errors import UserError
 
 SETTINGS = """\
 #clear Acquire::Languages;

@@ -14,9 +14,10 @@ from urllib.parse import unquote
 from apt_archive import private_apt, update
 from debian.deb822 import Deb822
 
-from fairseq_updown.cli.support import UserError, progress
 from fairseq_updown.data.document_corpus import Pair, folded
 from fairseq_updown.data.parallel_text import Groups
+from fairseq_updown.errors import UserError
+from fairseq_updown.terminal import progress
 
 LANGUAGES = """\
 Acquire::Languages "en,{lang}";

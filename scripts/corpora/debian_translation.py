@@ -33,7 +33,7 @@ from debian_descriptions import (
 )
 
 from fairseq_updown.cli.corpus_options import corpus_parser
-from fairseq_updown.cli.support import UserError, run_command
+from fairseq_updown.cli.support import run_command
 from fairseq_updown.data.document_corpus import (
     SPLITS,
     ModelText,
@@ -44,6 +44,7 @@ from fairseq_updown.data.document_corpus import (
     without_copies,
 )
 from fairseq_updown.data.files import read_text
+from fairseq_updown.errors import UserError
 
 KIND = "translation corpus"
 HELDOUT_SIZE = 1000

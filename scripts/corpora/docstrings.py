@@ -35,13 +35,7 @@ from docstring_files import (
 from docstring_pages import page
 
 from fairseq_updown.cli.corpus_options import corpus_parser
-from fairseq_updown.cli.support import (
-    REPORT,
-    UserError,
-    positive,
-    progress,
-    run_command,
-)
+from fairseq_updown.cli.support import positive, run_command
 from fairseq_updown.data.document_corpus import (
     SPLITS,
     ModelText,
@@ -53,7 +47,10 @@ from fairseq_updown.data.document_corpus import (
     without_copies,
     without_duplicates,
 )
+from fairseq_updown.data.files import REPORT
 from fairseq_updown.data.workers import map_by_workers
+from fairseq_updown.errors import UserError
+from fairseq_updown.terminal import progress
 
 KIND = "docstring corpus"
 EVAL_PERCENT = {"summary": 4, "contents": 8}  # of the files, for valid and for test each

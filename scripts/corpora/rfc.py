@@ -44,15 +44,7 @@ from rfc_documents import Rfc, Unfit, parse
 from rfc_outlines import Outline, denoised, outline, piece_places, windows
 
 from fairseq_updown.cli.corpus_options import add_sizes, corpus_parser, given_options
-from fairseq_updown.cli.support import (
-    UserError,
-    atomic_directory,
-    positive,
-    progress,
-    read_lines,
-    run_command,
-    write_lines,
-)
+from fairseq_updown.cli.support import positive, run_command
 from fairseq_updown.data.document_corpus import (
     Pair,
     build_corpus,
@@ -62,6 +54,9 @@ from fairseq_updown.data.document_corpus import (
     make_splits,
     one_line,
 )
+from fairseq_updown.data.files import atomic_directory, read_lines, write_lines
+from fairseq_updown.errors import UserError
+from fairseq_updown.terminal import progress
 
 KIND = "RFC corpus"
 PREFIX = "doc-rfc-"  # of the packages that hold the texts

@@ -31,8 +31,8 @@ from fairseq_updown.cli.highlight_page import (
     passages,
     render,
 )
-from fairseq_updown.cli.support import UserError
 from fairseq_updown.data.parallel_text import train_sentencepiece
+from fairseq_updown.errors import UserError
 from fairseq_updown.inference.summarizer import Summarizer
 
 HOSTILE = (

@@ -23,8 +23,8 @@ from stored import SMALL, parse, save_checkpoint
 from tiny_summarizer import FLAGS, LIMIT, SEARCH, Toy
 
 from fairseq_updown.cli import summarize
-from fairseq_updown.cli.support import UserError
 from fairseq_updown.data.parallel_text import train_sentencepiece
+from fairseq_updown.errors import UserError
 from fairseq_updown.inference.loading import use_step_precision
 from fairseq_updown.inference.summarizer import Summarizer
 from fairseq_updown.inference.windows import window_ends

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, NamedTuple
 
 from commands import PLUGIN, run
 
-from fairseq_updown.cli.support import write_lines
+from fairseq_updown.data.files import write_lines
 from fairseq_updown.data.parallel_text import train_sentencepiece
 from fairseq_updown.inference.summarizer import Summarizer
 

@@ -45,12 +45,11 @@ parse_options() {
     done
 }
 
-# whole_numbers NAME...: what was given for these options, of the variables' names, must be numbers from
-# 1 on; nothing is given where they are empty.
+# whole_numbers NAME...: the options of these variables' names must be numbers from 1 on.
 whole_numbers() {
     local name
     for name; do
-        [[ -z ${!name} || ${!name} =~ ^[1-9][0-9]*$ ]] ||
+        [[ ${!name} =~ ^[1-9][0-9]*$ ]] ||
             die "--${name//_/-} takes a number from 1 on, not '${!name}'"
     done
 }

@@ -11,6 +11,8 @@ case "${1:-}" in
   *) echo "environment.sh: unknown argument '$1'; try --help" >&2; exit 2 ;;
 esac
 
+say() { printf '[environment] %s\n' "$*"; }
+
 python=${PYTHON:-python3}
 fits='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
 if ! "$python" -c "$fits" 2>/dev/null; then
@@ -21,16 +23,21 @@ fi
 # Not the one of .venv, which a shell may have activated and which may go.
 python=$("$python" -c 'import sys; print(sys._base_executable)')
 
-# Of two calls the second waits for the first, and finds all in place.
-exec 9<scripts/environment.sh
-flock 9
-
 # Made here, from these files, by an interpreter that still runs, and by the one that PYTHON names.
 stamp=$({ pwd -P; cat constraints.txt setup.py scripts/environment.sh; } | sha256sum | cut -d' ' -f1)
 version() { "$1" -c 'import sys; print(sys.version)' 2>/dev/null; }
-if [ "$(cat .venv/complete 2>/dev/null)" = "$stamp" ] && version .venv/bin/python >/dev/null &&
-  { [ -z "${PYTHON:-}" ] || [ "$(version "$PYTHON")" = "$(version .venv/bin/python)" ]; }; then
-  exit 0
+in_place() {
+  [ "$(cat .venv/complete 2>/dev/null)" = "$stamp" ] && version .venv/bin/python >/dev/null &&
+    { [ -z "${PYTHON:-}" ] || [ "$(version "$PYTHON")" = "$(version .venv/bin/python)" ]; }
+}
+if in_place; then exit 0; fi
+
+# Of two calls the second waits for the first, and finds all in place.
+exec 9<>scripts/environment.sh
+if ! flock -n 9; then
+  say "waiting for another environment.sh"
+  flock 9 || say "this file system has no locks: run one at a time"
+  if in_place; then exit 0; fi
 fi
 
 # What fairseq is built with: better missed now than in the middle of a build.
@@ -42,17 +49,17 @@ if ! command -v "${compiler%% *}" >/dev/null || [ ! -e "$headers/Python.h" ]; th
   exit 1
 fi
 
-say() { printf '[environment] %s\n' "$*"; }
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 if [ -d .venv ] && [ ! -e .venv/complete ] && [ ! -e .venv/ours ]; then
-  echo "environment.sh: .venv is not of this script: move it away" >&2
+  echo "environment.sh: .venv is not one that this script made: remove it, or move it away" >&2
   exit 1
 fi
 say "making .venv with $("$python" --version)"
 rm -rf .venv
+mkdir .venv
+touch .venv/ours # which venv leaves there
 "$python" -m venv .venv
-touch .venv/ours
 say "1/3 torch and what fairseq is built with"
 pip install -q -c constraints.txt torch numpy cython setuptools wheel
 say "2/3 fairseq, built from source: 2 to 4 minutes, once"

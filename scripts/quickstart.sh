@@ -19,12 +19,12 @@ while [ $# -gt 0 ]; do
   esac
 done
 case "$updates" in
-  '' | 0* | *[!0-9]*) echo "quickstart.sh: --updates '$updates' is no number from 1 on" >&2; exit 2 ;;
+  '' | 0* | *[!0-9]*) echo "quickstart.sh: --updates '$updates' must be a whole number of at least 1" >&2; exit 2 ;;
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [ ! -e "$work/made-of.sha256" ] && [ -n "$(ls -A "$work" 2>/dev/null)" ]; then
-  echo "quickstart.sh: $work has other files: give another --work" >&2
+  echo "quickstart.sh: $work has files that this script did not make: give another --work" >&2
   exit 2
 fi
 

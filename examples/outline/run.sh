@@ -29,7 +29,7 @@ EOF
 data=outline tokens=4096 minutes=20 updates= spans=1600 windows=1000 threads=1 part=1
 valued="--data --tokens --minutes --updates --spans --windows --threads --part"
 parse_options "$valued" "" "$@"
-whole_numbers tokens minutes updates spans windows threads part
+whole_numbers tokens minutes spans windows threads part ${updates:+updates}
 
 need_tools updown-export updown-score
 corpus=$data/corpus

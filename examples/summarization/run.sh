@@ -27,7 +27,7 @@ EOF
 system=arxiv tokens=4096 corpus='' data=summarization work='' updates='' seed=1 gpu=0
 parse_options "--system --tokens --corpus --data --work --updates --seed" "--gpu" "$@"
 
-whole_numbers tokens updates
+whole_numbers tokens ${updates:+updates}
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed takes a number, not '$seed'"
 case $system in
     arxiv | pyramidion | blockwise) arch=updown_transformer_$system ;;

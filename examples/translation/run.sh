@@ -29,7 +29,7 @@ lang=de from_text='' reverse=0 work='' data='' updates='' minutes='' stock=0 voc
 parse_options "--lang --from-text --work --data --updates --minutes --vocab-size --seed" \
     "--reverse --stock --gpu" "$@"
 
-whole_numbers updates minutes vocab_size
+whole_numbers vocab_size ${updates:+updates} ${minutes:+minutes}
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed takes a number, not '$seed'"
 [[ -z $updates || -z $minutes ]] || die "--updates and --minutes: give one of them"
 

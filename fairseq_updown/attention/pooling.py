@@ -5,7 +5,7 @@ each belongs to exactly one slot, of which it is a share. An operator therefore 
 slot and the log-weight of each token; :func:`combine` builds the slots.
 
 To add an operator, write a function with the signature of :func:`tournament` and name it in
-`POOLINGS`.
+`POOLINGS`. If a slot is its leader alone, its :class:`Pooling` is `hard`.
 """
 
 import math

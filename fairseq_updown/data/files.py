@@ -116,8 +116,9 @@ def check_writable(option: str, path: Path) -> None:
     Raises:
         UserError: naming the option and the path.
     """
-    folder = next(filter(os.path.lexists, path.absolute().parents), path)
-    irregular = os.path.exists(path) and not os.path.isfile(path)
+    real = Path(os.path.realpath(path))
+    folder = next(filter(os.path.lexists, real.parents), real)
+    irregular = os.path.exists(real) and not os.path.isfile(real)
     if irregular or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"{option} {path} cannot be written: give a file in a folder of yours")
 
@@ -150,7 +151,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Raises:
         UserError: another process is at it, or it is a mount point, which cannot be replaced.
     """
-    if path.is_mount():
+    if os.path.ismount(path):
         raise UserError(f"{path} is a mount point and cannot be replaced: give a folder in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced, lock = (path.with_name(f".{path.name}.{x}") for x in _SIBLINGS)

@@ -49,7 +49,7 @@ def map_by_workers(function: Callable[[T], R], items: Iterable[T], workers: int 
         return
     waiting: deque[Future[list[R]]] = deque()
     others = set(active_children())
-    pool = ProcessPoolExecutor(workers, get_context("fork"), _start_worker, (function,))
+    pool = ProcessPoolExecutor(workers, get_context("fork"), _start_worker, (function, os.getpid()))
     try:
         pool.submit(_do_chunk, [])  # starts all workers
     except BaseException:  # those that were started know nobody who would end them
@@ -72,14 +72,14 @@ def map_by_workers(function: Callable[[T], R], items: Iterable[T], workers: int 
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(function: Callable[[Any], Any]) -> None:
+def _start_worker(function: Callable[[Any], Any], parent: int) -> None:
     """Ctrl-C is for the parent, which ends the workers; SIGTERM ends a worker as it would any."""
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.disable()
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

@@ -35,6 +35,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -270,12 +271,16 @@ def run_installed(order: Sequence[str], log: Path, environment: dict[str, str]) 
     Returns:
         its status, and its peak resident memory in KiB.
     """
+    if _stopping.is_set():
+        raise KeyboardInterrupt
     program = str(Path(sys.executable).parent / order[0])
     with log.open("a", encoding="utf-8") as stream:
         process = subprocess.Popen(
             [program, *order[1:]], stdout=stream, stderr=subprocess.STDOUT, env=environment
         )
         _running.add(process)
+        if _stopping.is_set():  # since
+            process.kill()
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:  # it would go on alone, and a resumed run would meet it
@@ -288,6 +293,7 @@ def run_installed(order: Sequence[str], log: Path, environment: dict[str, str]) 
 
 
 _running: set[Any] = set()  # processes that would outlive this one
+_stopping = Event()
 
 
 @contextmanager
@@ -297,6 +303,7 @@ def nothing_outlives() -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
+            _stopping.set()
             for process in list(_running):
                 process.kill()
             raise

@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any, Dict, List
 
 import pytest
@@ -177,12 +178,13 @@ def test_mistakes_are_told_before_anything_runs(work: Path, tmp_path: Path) -> N
         quality.main(arguments(work, tmp_path, "--seeds", "5", "--table-only"))
 
 
-def test_a_training_ends_with_the_script(tmp_path: Path) -> None:
-    sleep = ["python", "-c", "import time; time.sleep(600)"]
+def test_a_training_ends_with_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "_stopping", Event())
+    sleep = [Path(sys.executable).name, "-c", "import time; time.sleep(600)"]
 
     def stop() -> None:
         with quality.nothing_outlives():
-            while not quality._running:
+            while not (quality._running or ended.done()):
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)

@@ -37,8 +37,8 @@ exec 9<>scripts/environment.sh
 if ! flock -n 9; then
   say "waiting for another environment.sh"
   flock 9 || say "this file system has no locks: run one at a time"
-  if in_place; then exit 0; fi
 fi
+if in_place; then exit 0; fi
 
 # What fairseq is built with: better missed now than in the middle of a build.
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')

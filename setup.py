@@ -41,6 +41,7 @@ setup(
         "numpy<3",
         "filelock<5",
         "jinja2>=3,<4",
+        "regex<2028",
         "rouge-score<0.2",
         "sacrebleu>=2,<3",
         "sentencepiece>=0.2.3,<0.3",

@@ -30,21 +30,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.files import check_writable, decoded, read_text, same_file, with_newlines, write_atomic
+from ..data.files import check_writable, decoded, read_text, same_file, write_atomic
 from ..errors import UserError
+from ..inference.loading import checkpoint_files
 from ..inference.summarizer import Document, Summarizer, Summary
 from ..inference.windows import SPACE
 from ..terminal import printable
 from .charts import check_matplotlib, has_matplotlib
 from .highlight_page import Page, Word, chart_png, passages, render
 from .options import add_options, load_summarizer
-from .support import CommandParser, run_command
+from .support import STDIN, CommandParser, run_command, stdin
 
 PROG = "updown-highlight"
 STRONGEST = 256  # source tokens kept of a word's attention
 MAX_PIECES = 16  # longer words, as in scripts without spaces, are shown piece by piece
 TOLERANCE = 1e-3
-STDIN = "-"
 NOTHING_POOLED = "nothing pooled"
 
 
@@ -324,7 +324,7 @@ def highlight(
 def read(file: str) -> str:
     """The text of a file, or of standard input, with newlines as line ends."""
     if file == STDIN:
-        return with_newlines(decoded(sys.stdin.buffer.read(), "standard input"))
+        return decoded(stdin().read(), "standard input")
     return read_text(file, file)
 
 
@@ -347,10 +347,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def outputs(args: argparse.Namespace) -> tuple[Path, Path | None]:
     """Where the page and the chart go; no chart where nobody asked and it cannot be drawn."""
     png = args.png or args.out.parent / f"{args.out.stem}.png"
+    read = {f"--checkpoint {path}": path for path in checkpoint_files(args.checkpoint)}
+    if args.sentencepiece_model:
+        read["--sentencepiece-model"] = args.sentencepiece_model
+    if args.file != STDIN:
+        read["the document"] = args.file
     for flag, path in (("--out", args.out), ("--png", png)):
-        check_writable(flag, path)
-        if args.file != STDIN and same_file(path, args.file):
-            raise UserError(f"{flag} {path} would replace the document: give another file")
+        check_writable(flag, path, read)
     if not args.png and png.exists() and not args.out.exists():
         raise UserError(f"{png} would be replaced by the chart: give --png FILE, or another --out")
     if same_file(png, args.out):

@@ -14,7 +14,8 @@ Three forms are read; each may come in splits, which are kept as they are, or wi
                        and test, or all in DIR, and then split here
 
 Where the split is made here, exact duplicates are dropped, and documents that copy from each
-other, or have one summary, stay in one part. A document that cannot be used (empty, not UTF-8, no
+other, or have one summary, stay in one part. Where it is given, documents that stand in two parts
+are named and counted. A document that cannot be used (empty, not UTF-8, no
 JSON, without its partner...) is named in a warning, counted, and left out; one longer than
 --max-words is cut to that length.
 """
@@ -39,11 +40,12 @@ from ..data.document_corpus import (
     Pair,
     build_corpus,
     digest,
+    digest_of_words,
     fingerprint,
     make_splits,
     one_line,
 )
-from ..data.files import open_regular
+from ..data.files import from_utf8, open_regular
 from ..errors import UserError
 from ..terminal import printable, progress
 from .corpus_options import add_sizes, corpus_parser, given_options
@@ -55,6 +57,7 @@ FOLDER_NAMES = "train, valid (or val) and test"
 EVAL_DOCUMENTS = 250
 FIELDS = ("article_text", "abstract_text")  # the published names
 WARNINGS = 5  # shown of each kind
+NAME_LENGTH = 40  # characters, of a column
 SUMMARY = ".summary.txt"
 _TAGS = re.compile(r"</?S>")  # around each sentence of the published abstracts
 
@@ -80,9 +83,9 @@ def text_of(content: bytes) -> str:
         Unfit: they are not UTF-8
     """
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Unfit(f"not UTF-8: {error.reason} at byte {error.start}") from error
+        return from_utf8(content)
+    except UserError as error:
+        raise Unfit(str(error)) from error
 
 
 def file_content(path: Path) -> bytes:
@@ -124,6 +127,8 @@ def json_text(record: dict[str, Any], field: str) -> str:
 
 def from_json(place: str, line: bytes, fields: tuple[str, str]) -> tuple[str, str, str]:
     """Id, source and target in a line of JSON."""
+    if line.lstrip().startswith(b"["):
+        raise Unfit("JSON array: write an object a line, for example with jq -c '.[]'")
     try:
         record = json.loads(text_of(line))
     except (ValueError, RecursionError) as error:
@@ -138,6 +143,22 @@ def from_json(place: str, line: bytes, fields: tuple[str, str]) -> tuple[str, st
         raise Unfit("not JSON: nested too deep") from error
     name = record.get("article_id", record.get("id"))
     return str(name) if isinstance(name, str | int) else place, source, _TAGS.sub(" ", target)
+
+
+def is_name(column: str) -> bool:
+    """Whether it may name a column: one word, and not a text of a script without spaces."""
+    return len(column.split()) == 1 and len(column) <= NAME_LENGTH
+
+
+def is_quoted(column: str) -> bool:
+    """Whether a writer of CSV has quoted a text with quotation marks: it doubles them."""
+    inner = column[1:-1].replace('""', "")
+    return column[:1] == column[-1:] == '"' and '""' in column[1:-1] and '"' not in inner
+
+
+def opens_quotation(line: str) -> bool:
+    """Whether it may be the first line of a text with line ends that a writer of CSV quoted."""
+    return line.startswith('"') and line.count('"') % 2 == 1
 
 
 class TsvFile:
@@ -163,10 +184,20 @@ class TsvFile:
             UserError: the header does not tell which columns to take
         """
         first, self.started = not self.started, True
-        columns = text_of(line).rstrip("\r\n").split("\t")
-        if first and len(columns) > 1 and all(len(name.split()) == 1 for name in columns):
+        try:
+            columns = text_of(line).rstrip("\r\n").split("\t")
+        except Unfit as unfit:
+            if first and self.named:  # without its names the columns would be taken as they stand
+                raise UserError(f"{place}: {unfit}") from unfit
+            raise
+        if first and len(columns) > 1 and all(map(is_name, columns)):
             self.read_header(place, [name.strip() for name in columns])
             raise Unfit(f"header line: it names {', '.join(map(repr, columns))}")
+        if any(map(is_quoted, columns)) or (len(columns) == 1 and opens_quotation(columns[0])):
+            raise UserError(
+                f"{place} is quoted, as CSV is, but in TSV quotation marks are text: write the "
+                "file without quoting, a document a line, or as --json-lines"
+            )
         if first and self.named:
             raise UserError(
                 f"{place} is no header, so that no column is called {' or '.join(self.fields)}: "
@@ -225,12 +256,23 @@ class Checker:
         self.drops = drops
         self.warned: Counter[str] = Counter()
         self.names: set[str] = set()
+        self.parts: dict[int, str] = {}
         report["found"] = self.found
 
     def documents(self, items: Iterable[Item], limit: int | None) -> Iterator[Pair]:
         """The usable documents, at most ``limit``, each with a place of its own for an id."""
         usable = filter(None, map(self.document, items))
         yield from itertools.islice(usable, limit)
+
+    def alone(self, documents: Iterable[Pair], part: str) -> Iterator[Pair]:
+        """The documents of a part that is given, those of which another part has a copy counted."""
+        for document in documents:
+            words = int(digest_of_words(document.source)[:16], 16)
+            other = self.parts.setdefault(words, part)
+            if other != part:
+                self.found[f"{part}: in {other} too"] += 1
+                self.warn(document.id, "copy", f"stands in {other} too: scores on it say little")
+            yield document
 
     def document(self, item: Item) -> Pair | None:
         self.found["read"] += 1
@@ -362,7 +404,7 @@ def build(args: argparse.Namespace) -> None:
             return found if name in ("", "train") else drawn(found, args)
 
         if "" not in paths:
-            return {name: documents(name) for name in SPLITS}
+            return {name: checker.alone(documents(name), name) for name in SPLITS}
         size = args.eval_documents or EVAL_DOCUMENTS
         return make_splits(list(documents("")), size, args.seed, drops, args.workers)
 

@@ -14,7 +14,7 @@ The baseline takes the start of each source: its first sentence, and its first N
 begin with something of their own (the signature, in docstrings.py), --bodies raw/test.body
 adds the same two without it. The model is compared with the variant of the highest ROUGE-L.
 
-ROUGE is rouge_score's mean F1 (English letters and digits only); for ROUGE-Lsum, texts are split
+ROUGE is rouge_score's mean F1 (over words of any script); for ROUGE-Lsum, texts are split
 where white space follows any of .!? and precedes a capital letter.
 
 --headings is for outlines, whose headings stand on the line with " | " between them: how many are
@@ -355,10 +355,7 @@ def check_outputs(args: argparse.Namespace) -> None:
     read["--sentencepiece-model"] = args.sentencepiece_model
     for option, path in (("--json", args.json), ("--picture", args.picture)):
         if path:
-            check_writable(option, path)
-            for name, other in read.items():
-                if other and same_file(other, path):
-                    raise UserError(f"{option} {path} would replace {name}: give another file")
+            check_writable(option, path, {name: file for name, file in read.items() if file})
     if args.json and args.picture and same_file(args.json, args.picture):
         raise UserError(f"--json and --picture are both {args.json}: give different files")
 

@@ -31,15 +31,14 @@ from typing import Any, BinaryIO, NamedTuple, get_args
 
 from tqdm import tqdm
 
-from ..data.files import open_regular, write_atomic
+from ..data.files import from_utf8, open_regular, write_atomic
 from ..errors import UserError
 from ..inference.summarizer import Document, Long, Summarizer, Summary, join
 from ..terminal import printable, progress
 from .options import add_options, load_summarizer
-from .support import CommandParser, run_command
+from .support import STDIN, CommandParser, run_command, stdin
 
 PROG = "updown-summarize"
-STDIN = "-"
 SUFFIX = ".summary.txt"
 MANY_UNKNOWN = 0.2  # share of unknown pieces from which on to warn
 READ_AHEAD = 16  # batches' worth of tokens to read before generating, to batch by length
@@ -72,7 +71,8 @@ def lines(stream: BinaryIO) -> Iterator[bytes | None]:
     The waiting is tolerated for PATIENCE seconds between two Nones: a program that writes as fast
     as it can is a little late at times.
     """
-    descriptor, rest, patience = stream.fileno(), b"", PATIENCE
+    descriptor, patience = stream.fileno(), PATIENCE
+    rest: list[bytes] = []  # of a line whose end has not come
     while True:
         start = time.monotonic()
         if not select.select([descriptor], [], [], patience)[0]:
@@ -83,10 +83,14 @@ def lines(stream: BinaryIO) -> Iterator[bytes | None]:
         chunk = os.read(descriptor, CHUNK)
         if not chunk:
             break
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
+        first, *others = chunk.split(b"\n")
+        rest.append(first)
+        if others:
+            yield b"".join(rest)
+            yield from others[:-1]
+            rest = others[-1:]
+    if any(rest):
+        yield b"".join(rest)
 
 
 def inputs(files: Sequence[str], by_line: bool) -> Iterator[Input | None]:
@@ -96,7 +100,7 @@ def inputs(files: Sequence[str], by_line: bool) -> Iterator[Input | None]:
     """
     for file in files:
         try:
-            with nullcontext(sys.stdin.buffer) if file == STDIN else open_regular(file) as stream:
+            with nullcontext(stdin()) if file == STDIN else open_regular(file) as stream:
                 if by_line:
                     number = 0
                     for line in lines(stream):
@@ -116,14 +120,7 @@ def decode(content: bytes | OSError) -> str:
     """
     if isinstance(content, OSError):
         raise UserError(f"{content.strerror or content}: check the path")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"not UTF-8 (byte 0x{content[error.start]:02x} at position {error.start:,}): convert "
-            "it, for example with iconv -f latin1 -t utf-8"
-        ) from error
-    return text
+    return from_utf8(content)
 
 
 def shown(file: str) -> str:
@@ -238,7 +235,7 @@ def write_output(record: dict[str, Any], file: str, args: argparse.Namespace) ->
         check_output(path, args)
         write_atomic(path, record["summary"] + "\n")
     except (UserError, OSError) as error:
-        return {"file": record["file"], "error": f"not written: {error}"}
+        return {**record, "error": f"not written: {error}"}
     return {**record, "output": shown(str(path))}
 
 
@@ -297,13 +294,15 @@ def check_out_dir(args: argparse.Namespace) -> None:
             )
         taken[path] = file
     args.out_dir.mkdir(parents=True, exist_ok=True)
+    if not os.access(args.out_dir, os.W_OK | os.X_OK):
+        raise UserError(f"--out-dir {args.out_dir} cannot be written to: give a folder of yours")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.out_dir:
         check_out_dir(args)
-    if STDIN in args.files and sys.stdin is None:
-        raise UserError("standard input is closed: name the files to summarize")
+    if STDIN in args.files:
+        stdin()
     summarizer = load_summarizer(args)
     if STDIN in args.files and sys.stdin.isatty():
         say(f"{PROG}: reading standard input; end it with Ctrl-D", sys.stderr)

@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from ..errors import UserError
 from ..terminal import printable
+
+STDIN = "-"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -22,6 +24,17 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
+
+
+def stdin() -> BinaryIO:
+    """The bytes of standard input.
+
+    Raises:
+        UserError: it is closed.
+    """
+    if sys.stdin is None:
+        raise UserError("standard input is closed: name the files to read")
+    return sys.stdin.buffer
 
 
 def escape_output(encoding: str | None = None) -> None:

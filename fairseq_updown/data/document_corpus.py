@@ -35,7 +35,7 @@ COMMON_RUN = 30  # a run that more texts than this share tells nothing
 TARGET_WORDS = 8  # of a target that no two texts have by chance
 LISTS = ("packages", "index files")  # too long to be printed with the report
 
-_UNWANTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2581\ufeff\ud800-\udfff]")
+_UNWANTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u2581\ufeff\ud800-\udfff]")
 
 
 class Pair(NamedTuple):
@@ -64,7 +64,8 @@ def digest(text: str, algorithm: str = "sha1") -> str:
 
 
 def one_line(text: str) -> str:
-    """Collapse white space; drop control characters, surrogates and sentencepiece's space."""
+    """Collapse white space, also that without width; drop control characters, surrogates and
+    sentencepiece's space."""
     return " ".join(_UNWANTED.sub(" ", text).split())
 
 
@@ -151,6 +152,9 @@ def make_splits(
     Raises:
         UserError: too few documents for three splits
     """
+    if not documents:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted((+drops).items()))
+        raise UserError(f"no document can be used ({reasons or 'there are none'}): see above why")
     chosen = without_duplicates(documents, workers)
     drops["duplicate"] += len(documents) - len(chosen)
     members: dict[str, list[Pair]] = defaultdict(list)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,8 +34,37 @@ def open_regular(path: str | Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def decoded(content: bytes, shown: str) -> str:
+# What makes UTF-8 of content that begins so, or has NULs; what makes it of all else may be latin1.
+_CONVERTERS = {
+    b"\xff\xfe": "iconv -f utf-16 -t utf-8",
+    b"\xfe\xff": "iconv -f utf-16 -t utf-8",
+    b"\x1f\x8b": "gunzip",
+    b"%PDF": "pdftotext",
+}
+
+
+def from_utf8(content: bytes) -> str:
     """UTF-8 text, without a byte order mark.
+
+    Raises:
+        UserError: it is not UTF-8, or has the NULs of UTF-16.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+        if 4 * text.count("\0") <= len(text):
+            return text
+        place, tool = content.index(b"\0"), "iconv -f utf-16 -t utf-8"
+    except UnicodeDecodeError as error:
+        place, tool = error.start, "iconv -f latin1 -t utf-8"
+    tool = next((_CONVERTERS[x] for x in _CONVERTERS if content.startswith(x)), tool)
+    raise UserError(
+        f"not UTF-8: byte 0x{content[place]:02x} at position {place:,}: convert it, for example "
+        f"with {tool}"
+    )
+
+
+def decoded(content: bytes, shown: str) -> str:
+    """UTF-8 text, with newlines as line ends, whatever system wrote it.
 
     Args:
         shown: what an error calls it.
@@ -44,13 +73,16 @@ def decoded(content: bytes, shown: str) -> str:
         UserError: it is not UTF-8.
     """
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{shown} is not UTF-8 ({error.reason}): convert it") from error
+        return from_utf8(content).replace("\r\n", "\n").replace("\r", "\n")
+    except UserError as error:
+        raise UserError(f"{shown}: {error}") from error
 
 
 def read_text(path: str | Path, shown: str) -> str:
     """The text of a UTF-8 file, with newlines as line ends.
+
+    Args:
+        shown: what an error calls it.
 
     Raises:
         UserError: it cannot be read, or is not UTF-8.
@@ -60,12 +92,7 @@ def read_text(path: str | Path, shown: str) -> str:
             content = file.read()
     except OSError as error:
         raise UserError(f"{shown}: {error.strerror}: check the path") from error
-    return with_newlines(decoded(content, shown))
-
-
-def with_newlines(text: str) -> str:
-    """The text with newlines as line ends, whatever system wrote it."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return decoded(content, shown)
 
 
 def same_file(path: str | Path, other: str | Path) -> bool:
@@ -110,12 +137,18 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def check_writable(option: str, path: Path) -> None:
+def check_writable(option: str, path: Path, read: Mapping[str, str | Path] | None = None) -> None:
     """Refuses, before any work, an output file that could not be written at its end.
+
+    Args:
+        read: files that must not be replaced, by what an error calls them.
 
     Raises:
         UserError: naming the option and the path.
     """
+    for name, other in (read or {}).items():
+        if same_file(other, path):
+            raise UserError(f"{option} {path} would replace {name}: give another file")
     real = Path(os.path.realpath(path))
     folder = next(filter(os.path.lexists, real.parents), real)
     irregular = os.path.exists(real) and not os.path.isfile(real)

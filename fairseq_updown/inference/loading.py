@@ -39,8 +39,12 @@ def usable_device(name: str | None) -> torch.device:
     return device
 
 
-def _split_checkpoints(checkpoint: str | Path) -> list[Path]:
-    """The files of an ensemble, all of them there."""
+def checkpoint_files(checkpoint: str | Path) -> list[Path]:
+    """The files of an ensemble.
+
+    Raises:
+        UserError: one is not there.
+    """
     whole = Path(checkpoint)
     named = [] if os.path.exists(whole) else [Path(x) for x in str(whole).split(os.pathsep) if x]
     paths = named or [whole]
@@ -87,6 +91,7 @@ def read_checkpoint(
             f"{name} {path} has parameters that are not finite: its training diverged; give "
             "an earlier checkpoint"
         )
+    state["last_optimizer_state"] = None  # twice the model's size, of each of an ensemble
     return state
 
 
@@ -155,7 +160,7 @@ def _build_model(task: Any, state: dict[str, Any], path: Path) -> Any:
 
 def load_models(checkpoint: str | Path, data: str | Path | None) -> tuple[Any, list[Any], Any]:
     """The task of the first checkpoint, the models of all, and the first's options of `--bpe`."""
-    paths = _split_checkpoints(checkpoint)
+    paths = checkpoint_files(checkpoint)
     states = [read_checkpoint(path, data) for path in paths]
     task = _setup_task(states[0], paths[0], data)
     bpe = states[0]["cfg"].get("bpe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,7 +87,8 @@ class SentencePieces(Pieces):
         self.model = model
 
     def encode(self, text: str) -> list[str]:
-        return self.model.encode(" ".join(text.split()), out_type=str)
+        pieces = self.model.encode(" ".join(text.split()), out_type=str)
+        return list(map(sys.intern, pieces))  # of many documents, each piece once
 
     def decode(self, symbols: Sequence[str]) -> str:
         return "".join(symbols).replace(SPACE, " ").strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from .pieces import Pieces, load_pieces
 from .windows import SPACE, window_ends
 
 logger = logging.getLogger(__name__)
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 Long = Literal["refuse", "truncate", "window", "stream"]
 
@@ -217,7 +220,11 @@ class Summarizer:
     # ---------------------------------------------------------------------------------- text
 
     def encode(self, text: str) -> Document:
-        """Cuts a text into pieces; line breaks and other runs of white space count as one space."""
+        """Cuts a text into pieces; line breaks and other runs of white space count as one space.
+
+        A surrogate, half a character that was cut, becomes U+FFFD.
+        """
+        text = _SURROGATES.sub("\ufffd", text)
         symbols = self.pieces.encode(text)
         return Document(text, self.pieces.spelled(symbols), self._tokens(symbols))
 

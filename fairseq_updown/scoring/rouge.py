@@ -1,17 +1,24 @@
-"""ROUGE by the `rouge-score` library: one definition for validation, generation and our scripts."""
+"""ROUGE by the `rouge-score` library: one definition for validation, generation and our scripts.
 
-import re
+rouge-score's own words are of ASCII letters and digits, so that texts in other scripts score 0.
+Ours are of any letters; where there are ASCII letters alone, both are the same.
+"""
+
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Dict, List
 
+import regex
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 from rouge_score import rouge_scorer
+from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+_SENTENCE_END = regex.compile(r"(?<=[.!?])\s+(?=\p{Lu})|(?<=[\u3002\uff01\uff1f])(?=.)")
+_SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORD = regex.compile(rf"(?V1)[{_SPACELESS}]|[\w--[_{_SPACELESS}]]+")
 # How fairseq writes an unknown token of a reference: it must not match one of the hypothesis, and
 # it stays one word.
 _UNKNOWN_REFERENCE = "<<unk>>"
@@ -19,8 +26,28 @@ _NO_MATCH = "unknowntokeninreference"
 
 
 def split_sentences(text: str) -> List[str]:
-    """Splits where white space follows any of .!? and precedes a capital letter."""
+    """Splits where white space follows any of .!? and precedes a capital letter; in Chinese and
+    Japanese, after what these are there."""
     return _SENTENCE_END.split(text)
+
+
+class Words(Tokenizer):
+    """Words of any letters, marks and digits, lower case; of scripts without spaces, characters.
+
+    Args:
+        stemmer: apply the Porter stemmer to those of ASCII letters.
+    """
+
+    def __init__(self, stemmer: bool):
+        self._ascii = DefaultTokenizer(stemmer)
+
+    def tokenize(self, text: str) -> List[str]:
+        if text.isascii():
+            return self._ascii.tokenize(text)
+        words: List[str] = []
+        for word in _WORD.findall(text.lower()):
+            words += self._ascii.tokenize(word) if word.isascii() else [word]
+        return words
 
 
 class Rouge:
@@ -31,9 +58,10 @@ class Rouge:
     """
 
     def __init__(self, stemmer: bool = True):
-        self._scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), use_stemmer=stemmer)
+        self._scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=Words(stemmer))
         stemming = "Porter stemmer" if stemmer else "no stemmer"
-        self.signature = f"rouge_score {metadata.version('rouge_score')}, mean F1, {stemming}"
+        version = metadata.version("rouge_score")
+        self.signature = f"rouge_score {version}, mean F1, {stemming}, words of any script"
 
     def __call__(self, hypothesis: str, reference: str) -> Dict[str, float]:
         """Scores one pair of detokenized texts; ROUGE-Lsum splits them into sentences.

@@ -436,6 +436,16 @@ def test_page_says_what_was_kept_and_what_was_not_read(
     assert ("unread" in [a.get("class") for _, a in reader.tags]) == bool(more)
 
 
+@pytest.mark.parametrize("option", ["--out", "--png"])
+def test_the_checkpoint_is_not_replaced(checkpoint: Path, tmp_path: Path, option: str) -> None:
+    (tmp_path / "a.txt").write_text("the sea")
+    before = checkpoint.read_bytes()
+    options = {"--out": tmp_path / "page.html", option: checkpoint}
+    with pytest.raises(SystemExit, match=f"{option} .* would replace --checkpoint .*: give"):
+        call("--checkpoint", checkpoint, *itertools.chain(*options.items()), tmp_path / "a.txt")
+    assert checkpoint.read_bytes() == before
+
+
 def test_a_picture_that_nobody_named_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the sea")
     (tmp_path / "page.png").write_bytes(b"another")
@@ -449,7 +459,7 @@ def test_a_picture_that_nobody_named_is_not_replaced(checkpoint: Path, tmp_path:
     [
         (b"the sea " * 400, [], "tokens, more than the 600 that the checkpoint takes.*--long"),
         (b" \n ", [], "has no text"),
-        (b"\xff", [], "is not UTF-8"),
+        (b"\xff", [], "a.txt: not UTF-8: byte 0xff at position 0: convert it"),
         (None, [], "No such file"),
         (b"the sea", ["--out", "."], "--out . cannot be written"),
         (b"the sea", ["--out", "a.txt"], "would replace the document"),

@@ -123,6 +123,7 @@ def test_given_splits_are_kept_as_they_are(tmp_path: Path, form: str) -> None:
     assert pairs(out, "valid") == found[20:25]
     assert pairs(out, "test") == found[25:]
     assert report(out)["dropped"] == {}
+    assert report(out)["found"] == {"read": 30, "test: in train too": 1}
     first = {"json-lines": "id-0", "tsv": "train.tsv:1", "directory": "doc000"}
     assert lines(out / "raw" / "train.ids")[0] == first[form]
 
@@ -183,13 +184,15 @@ BAD: dict[str, tuple[bytes, str]] = {
     "only white space": (b'{"article_text": " \\n", "abstract_text": "a"}', "empty document"),
     "empty summary": (b'{"article_text": ["a"], "abstract_text": ["<S> </S>"]}', "empty summary"),
     "cut short": (b'{"article_text": ["a"], "abstr', "not JSON"),
-    "deep": (b"[" * 100_000, "not JSON"),
+    "deep": (b'{"a":' * 100_000, "not JSON"),
     "deep texts": (b'{"article_text": ' + b"[" * 900 + b"]" * 900 + b"}", "no field"),
-    "a list": (b"[1, 2]", "no JSON object"),
+    "a list": (b"[1, 2]", "JSON array"),
+    "a text": (b'"a"', "no JSON object"),
+    "no width": ('{"article_text": "\u200b", "abstract_text": "a"}'.encode(), "empty document"),
     "no such field": (b'{"text": "a", "summary": "b"}', 'no field "article_text"'),
     "a number": (b'{"article_text": 7, "abstract_text": "a"}', 'field "article_text" is neither'),
     "not UTF-8": (b'{"article_text": "caf\xe9", "abstract_text": "a"}', "not UTF-8"),
-    "NUL": (b"\0\0\0", "not JSON"),
+    "NUL": (b"\0\0\0", "not UTF-8"),
 }
 
 
@@ -301,6 +304,16 @@ def test_columns_that_are_named_must_be_there(
     named = ("--source-field", "long", "--target-field", "short")
     assert build(tmp_path / "out", "--tsv", tmp_path / "in", *named) == 1
     assert message in capsys.readouterr().err
+    (tmp_path / "in").write_bytes("".join(f"{row}\n" for row in ["räum", *rows]).encode("latin1"))
+    assert build(tmp_path / "out", "--tsv", tmp_path / "in", *named) == 1
+    assert "error: in:1: not UTF-8: byte 0xe4" in capsys.readouterr().err
+
+
+def test_a_text_without_spaces_is_no_header(tmp_path: Path) -> None:
+    found = [(source.replace(" ", ""), target.replace(" ", "")) for source, target in texts(30)]
+    in_one(tmp_path / "in", "tsv", found)
+    assert build(tmp_path / "out", "--tsv", tmp_path / "in") == 0
+    assert every_pair(tmp_path / "out") == sorted(found)
 
 
 def test_a_document_that_moves_to_another_split_is_a_change(
@@ -383,19 +396,26 @@ def test_inputs_that_are_no_corpus_are_errors_of_one_line(
 ) -> None:
     (tmp_path / "few").write_text("a b c\td e f\n" * 30)
     (tmp_path / "none").mkdir()
+    (tmp_path / "wide").write_bytes(("a b c\td e f\n" * 61).encode("utf-16"))
+    (tmp_path / "quoted").write_text('"Ah," b "c"\t"d" e\n"a ""b"" c"\td\n' * 30)
+    (tmp_path / "broken").write_text('"a" b c\t"d\n"a b\nc"\td\n' * 30)
     cases = {
         ("--tsv", "few"): "30 documents leave none for valid and test: give more of them",
         ("--tsv", "nowhere"): "nowhere does not exist: give",
         ("--tsv", "none"): "none holds no train, valid (or val) and test with .tsv",
         ("--directory", "few"): "few is a file: give the directory",
-        ("--directory", "none"): "0 documents leave none for train",
+        ("--directory", "none"): "no document can be used (there are none): see above why",
+        ("--tsv", "wide"): "no document can be used (62 not UTF-8): see above why",
+        ("--json-lines", "few"): "no document can be used (30 not JSON): see above why",
+        ("--tsv", "quoted"): "quoted:2 is quoted, as CSV is, but in TSV quotation marks are text",
+        ("--tsv", "broken"): "broken:2 is quoted, as CSV is, but in TSV quotation marks are text",
     }
     for (option, name), message in cases.items():
         assert build(tmp_path / "out", option, tmp_path / name) == 1
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("updown-prepare: error: ")
         assert message in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["few", "none"]
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_the_same_documents_give_the_same_bytes_in_any_process(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_log_with_missing_samples_needs_consent(
         (["--sources", "REF", "--references"], "", "number of lines"),
         (["--references"], "", "bad is empty: give at least one reference"),
         (["--references"], "a\n", "nothing to score: give"),
-        (["--references"], b"\xff\xfe\n", "is not UTF-8"),
+        (["--references"], b"\xff\xfe\n", "bad: not UTF-8: byte 0xff"),
     ],
 )
 def test_bad_inputs_name_the_value_and_the_remedy(

@@ -1,5 +1,6 @@
 """summarize.py with a small trained checkpoint: what it says, and what it says of bad input."""
 
+import gzip
 import json
 import math
 import os
@@ -234,11 +235,13 @@ def test_a_stock_model_summarizes_and_reads_no_stream(toy: Toy, tmp_path: Path) 
 BAD = {
     "empty.txt": (b"", "empty"),
     "blank.txt": (b" \n\t\n", "empty"),
-    "latin1.txt": ("Bc é fe".encode("latin1"), "not UTF-8 (byte 0xe9 at position 3)"),
-    "utf16.txt": ("Bc fe".encode("utf-16"), "not UTF-8"),
+    "latin1.txt": ("Bc é fe".encode("latin1"), "not UTF-8: byte 0xe9 at position 3: convert"),
+    "utf16.txt": ("Bc fe".encode("utf-16"), "with iconv -f utf-16"),
+    "no-mark.txt": ("Bc fe".encode("utf-16-le"), "with iconv -f utf-16"),
+    "text.gz": (gzip.compress(b"Bc fe"), "for example with gunzip"),
     "unknown.txt": ("☃☃☃ 一二三 <pad>".encode(), "is in the dictionary"),
     "control.txt": (b"\x01\x02\x03", "is in the dictionary"),
-    "nul.txt": (b"\0\0\0\0", "is in the dictionary"),
+    "nul.txt": (b"\0\0\0\0", "not UTF-8: byte 0x00"),
     "line.txt": (b"bcef" * 100, "tokens, more than the 32"),
     "million.txt": (b"Bc fe. " * 350_000, "tokens, more than the 32"),
     "missing.txt": (None, "No such file"),
@@ -254,7 +257,7 @@ def test_a_bad_document_is_reported_and_the_others_are_done(toy: Toy, cli: Any) 
     Path("good").write_text(toy.documents[0])
     files = [file for name in BAD for file in (name, "good")]
     status, out, err = cli(*files, "--json-lines")
-    assert (status, err.splitlines()[-1]) == (1, "updown-summarize: 11 of 22 documents failed")
+    assert (status, err.splitlines()[-1]) == (1, "updown-summarize: 13 of 26 documents failed")
     records = [json.loads(line) for line in out.splitlines()]
     assert [record["file"] for record in records] == files
     for record, error in zip(records[::2], err.splitlines()):
@@ -319,6 +322,26 @@ def test_plain_output_names_files_only_if_there_are_several(toy: Toy, cli: Any) 
     status, out, err = cli("--lines", stdin=lines)
     assert (status, out) == (1, first + "\n" + second)  # the empty line keeps its place
     assert "standard input, line 2: error: empty" in err
+
+
+def test_a_summary_that_cannot_be_written_is_still_in_the_record(
+    toy: Toy, cli: Any, monkeypatch: Any
+) -> None:
+    Path("a.txt").write_text(toy.documents[0])
+    expected = json.loads(cli("a.txt", "--json-lines")[1])["summary"]
+
+    def full(path: Path, content: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(summarize, "write_atomic", full)
+        status, out, _ = cli("a.txt", "--json-lines", "--out-dir", "o")
+    record = json.loads(out)
+    assert (status, record["summary"]) == (1, expected)
+    assert record["error"] == "not written: [Errno 28] No space left on device"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(SystemExit, match="--out-dir o cannot be written to: give"):
+        cli("a.txt", "--out-dir", "o")
 
 
 def test_out_dir_keeps_what_is_there(toy: Toy, cli: Any) -> None:

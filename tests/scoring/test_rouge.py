@@ -1,0 +1,40 @@
+"""ROUGE over the words of any script."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.tokenizers import DefaultTokenizer
+
+from fairseq_updown.scoring.rouge import Rouge, Words, split_sentences
+
+ASCII = "".join(map(chr, range(128)))
+
+
+@given(st.text(ASCII), st.booleans())
+def test_ascii_words_are_those_of_the_library(text: str, stemmer: bool) -> None:
+    expected = DefaultTokenizer(stemmer).tokenize(text)
+    assert Words(stemmer).tokenize(text) == expected
+    assert Words(stemmer).tokenize(f"{text} \u2014") == expected  # which is no word
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Größere Übungen, re-runs", ["größere", "übungen", "re", "run"]),
+        ("Привет, мир_2", ["привет", "мир", "2"]),
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("我喜欢2只猫\u3002", ["我", "喜", "欢", "2", "只", "猫"]),
+    ],
+)
+def test_words_of_other_scripts_are_whole(text: str, expected: list[str]) -> None:
+    assert Words(stemmer=True).tokenize(text) == expected
+    assert set(Rouge()(text, text).values()) == {100}
+
+
+def test_other_letters_make_another_word() -> None:
+    assert Rouge()("gr er", "größer")["rouge1"] == 0
+
+
+def test_sentences_end_in_other_scripts_too() -> None:
+    assert split_sentences("Так. Да! и") == ["Так.", "Да! и"]
+    assert split_sentences("猫\u3002犬\uff01") == ["猫\u3002", "犬\uff01"]

@@ -131,33 +131,31 @@ class Regrouping(NamedTuple):
     Attributes:
         kept: `(new_sentences,)` long, the sentences to keep; None: all stay as they are.
         row_sentence: `(new_rows,)` long, the new one.
+        sentences: how many there are then; known here, for to read it from a device is to wait.
     """
 
     kept: Optional[Tensor]
     row_sentence: Tensor
-
-    @property
-    def sentences(self) -> int:
-        return int(self.row_sentence[-1]) + 1
+    sentences: int
 
 
-def regroup_rows(row_sentence: Tensor, new_order: Tensor) -> Regrouping:
+def regroup_rows(row_sentence: Tensor, sentences: int, new_order: Tensor) -> Regrouping:
     """Follows a reordering of rows, of which equal runs share a sentence.
 
     If the new rows are not equal runs, each row gets a sentence of its own.
 
     Args:
         row_sentence: `(rows,)` long, the sentence of each row: 0 0 0 1 1 1 ...
+        sentences: how many there are.
         new_order: `(new_rows,)` long, the old row that becomes each new row.
     """
     moved = row_sentence.index_select(0, new_order)
     if moved.equal(row_sentence):
-        return Regrouping(None, row_sentence)  # rows moved within their sentences
+        return Regrouping(None, row_sentence, sentences)  # rows moved within their sentences
     kept, runs = moved.unique_consecutive(return_counts=True)
     if kept.numel() * int(runs.max()) != moved.numel():
         kept = moved
     rows = torch.arange(kept.numel(), device=kept.device)
     row_sentence_after = rows.repeat_interleave(moved.numel() // max(1, kept.numel()))
-    # Sentences are numbered in order, so the last one kept tells whether any was dropped.
-    unchanged = kept.numel() == int(row_sentence[-1]) + 1 and bool(kept.equal(rows))
-    return Regrouping(None if unchanged else kept, row_sentence_after)
+    unchanged = kept.numel() == sentences and kept.equal(rows)
+    return Regrouping(None if unchanged else kept, row_sentence_after, kept.numel())

@@ -155,8 +155,9 @@ class DecodingState(NamedTuple):
         Within a sentence only the history changes; the cached tensors move if sentences were
         dropped, or rows scattered.
         """
-        regrouping = regroup_rows(self.history.row_sentence, new_order)
-        moved = self.history.reorder(new_order, regrouping)
+        history = self.history
+        regrouping = regroup_rows(history.row_sentence, history.sentences, new_order)
+        moved = history.reorder(new_order, regrouping)
         if moved is not None and regrouping.kept is None:
             return DecodingState(moved, self.layers)
         layers = tuple(
@@ -167,7 +168,7 @@ class DecodingState(NamedTuple):
             )
             for layer in self.layers
         )
-        return DecodingState(moved or self.history.copied(regrouping), layers)
+        return DecodingState(moved or history.copied(regrouping), layers)
 
     def _move(
         self,

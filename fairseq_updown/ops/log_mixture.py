@@ -34,16 +34,18 @@ class _LogMixture(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, Tensor, None]:
-        """With s the part of a word's probability that is copied and v that of the vocabulary's
-        distribution, the gradient at log v is h = grad (1 - s), at logits h - v sum(h)."""
+        """At a word's mass the gradient is grad (1 - g) / p. With s the part of its probability
+        that is copied and v that of the vocabulary's distribution, it is h = grad (1 - s) at log v,
+        and h - v sum(h) at the logits."""
         log_probs, mass, log_odds, index, gain = ctx.saved_tensors
-        grad_copied = grad.gather(2, index) * -torch.expm1(-gain)
+        rate = (F.logsigmoid(-log_odds).unsqueeze(2) - log_probs.gather(2, index)).exp_()
+        grad_mass = (grad.gather(2, index) * rate).masked_fill_(mass < LEAST_MASS, 0)
+        grad_copied = grad_mass * mass
         total, total_copied = grad.sum(dim=2), grad_copied.sum(dim=2)
         total = (total - total_copied).unsqueeze(2)
         grad_logits = log_probs - F.logsigmoid(log_odds).unsqueeze(-1)
         grad_logits.scatter_add_(2, index, -gain).exp_().mul_(-total).add_(grad)
         grad_logits.scatter_add_(2, index, -grad_copied)
-        grad_mass = torch.where(mass < LEAST_MASS, 0, grad_copied / mass)
         generated = log_odds.sigmoid()
         grad_log_odds = (1 - generated) * total.squeeze(2) - generated * total_copied
         return grad_logits.to(ctx.logits_dtype), grad_mass, grad_log_odds, None

@@ -87,10 +87,11 @@ def test_caches_grow_with_beams_not_with_beams_times_source():
 
 def test_rows_that_are_no_equal_runs_become_sentences_of_their_own():
     rows = torch.tensor([0, 0, 1, 1])
-    moved = regroup_rows(rows, torch.tensor([0, 1, 3]))
+    moved = regroup_rows(rows, 2, torch.tensor([0, 1, 3]))
     assert moved.kept is not None
     assert moved.kept.tolist() == [0, 0, 1]
     assert moved.row_sentence.tolist() == [0, 1, 2]
+    assert moved.sentences == 3
     history = BeamHistory.start(4, 2, torch.device("cpu"))
     assert history.reorder(torch.tensor([0, 1, 3]), moved) is None
     assert history.copied(moved).beams == 1

@@ -49,10 +49,12 @@ def test_what_is_checkpointed_is_not_kept_and_what_is_offloaded_is_moved(
 
 
 @torch.no_grad()
-def test_without_a_backward_pass_nothing_is_moved_to_the_cpu(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("offload", [False, True])
+def test_without_a_backward_pass_nothing_is_checkpointed_or_moved(
+    monkeypatch: pytest.MonkeyPatch, offload: bool
 ) -> None:
     source, target = torch.stack(draw_rows([23], 1)), torch.stack(draw_rows([9], 2))
-    model = build(offload_activations=True, checkpoint_activations=True)
+    model = build(offload_activations=offload, checkpoint_activations=True)
     monkeypatch.setattr(layers, "_to_cpu", None)
+    monkeypatch.setattr(layers, "checkpoint", None)
     assert logits(model, source, target).equal(logits(build(), source, target))

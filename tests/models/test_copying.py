@@ -68,6 +68,22 @@ def test_log_mixture_and_its_gradients_are_those_of_the_equation(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_the_gradient_of_little_mass_is_exact_in_single_precision(form):
+    generator = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(2, 3, 900, generator=generator)
+    mass = (4 * torch.randn(2, 3, 300, generator=generator)).softmax(dim=2)
+    words = torch.stack([torch.randperm(900, generator=generator)[:300] for _ in range(6)])
+    weights, log_odds = torch.randn(2, 3, 900, generator=generator), torch.full((2, 3), 2.0)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = mass.detach().to(dtype).requires_grad_()
+        out = form(scores.to(dtype), leaf, log_odds.to(dtype), words.view(2, 3, 300))
+        (out * weights.to(dtype)).sum().backward()
+        found.append(leaf.grad.double())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_extremes_stay_finite_and_rows_sum_to_one(form, dtype):
     scores, mass, log_odds, words = draw_parts(dtype=torch.float32)

@@ -292,7 +292,9 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             encoder_out: what :meth:`forward` returned.
             new_order: `(new_rows,)` long, the old row that becomes each new row.
         """
-        kept, row_sentence = regroup_rows(encoder_out["row_sentence"][0], new_order)
+        sentences = encoder_out["source_slot"][0].size(0)
+        before = encoder_out["row_sentence"][0]
+        kept, row_sentence, _ = regroup_rows(before, sentences, new_order)
         time_first = ("encoder_out", "encoder_states")
         reordered = {
             name: [select_rows(t, kept, dim=1 if name in time_first else 0) for t in tensors]

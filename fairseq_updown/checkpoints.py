@@ -185,6 +185,16 @@ def _plain_options(state: Dict[str, Any]) -> Dict[str, Any]:
     return {**_flat(as_dict(cfg["model"])), "task": as_dict(task).get("_name")}
 
 
+def was_trained_with_bos(model_cfg: Any) -> bool:
+    """Whether the checkpoint that a model's options are from says so, in those of its task. An
+    architecture without a configuration, such as fairseq's `bart_large`, has all in one."""
+    if isinstance(model_cfg, Namespace):
+        return bool(getattr(model_cfg, "prepend_bos", False))
+    parent = model_cfg._get_parent() if isinstance(model_cfg, DictConfig) else None
+    task = parent.get("task") if isinstance(parent, DictConfig) else None
+    return bool(task is not None and getattr(task, "prepend_bos", False))
+
+
 def as_dict(options: Any) -> Dict[str, Any]:
     """A dict of its own of the options in a configuration, a namespace or a dict."""
     if isinstance(options, DictConfig):

@@ -1,5 +1,6 @@
 """`summarization`: fairseq's translation task for long documents and ROUGE."""
 
+import itertools
 import json
 import logging
 from argparse import Namespace
@@ -13,10 +14,12 @@ from fairseq import utils
 from fairseq.data import LanguagePairDataset, PrependTokenDataset, data_utils, encoders
 from fairseq.data.encoders import TOKENIZER_REGISTRY
 from fairseq.logging import metrics
+from fairseq.sequence_generator import SequenceGeneratorWithAlignment
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
-from omegaconf import DictConfig, open_dict
+from omegaconf import open_dict
 
+from ..checkpoints import was_trained_with_bos
 from ..data.bpe import bpe_of_program, build_bpe
 from ..data.summarization_dataset import (
     SummarizationDataset,
@@ -132,7 +135,7 @@ class SummarizationTask(TranslationTask):
             )
             with nullcontext() if isinstance(cfg, Namespace) else open_dict(cfg):
                 cfg.max_source_positions = asked
-        if from_checkpoint and _was_trained_with_bos(cfg) and not self.cfg.prepend_bos:
+        if from_checkpoint and was_trained_with_bos(cfg) and not self.cfg.prepend_bos:
             logger.info("--prepend-bos, for the checkpoint was trained with it")
             self.cfg.prepend_bos = True
         model = super().build_model(cfg, from_checkpoint)
@@ -312,8 +315,17 @@ class SummarizationTask(TranslationTask):
         """As the parent's, with what it fails on put right.
 
         Raises:
-            ValueError: an option of the search is out of range.
+            ValueError: an option of the search is out of range, or does not go with another.
         """
+        if self.cfg.prepend_bos and getattr(args, "constraints", None):
+            raise ValueError(
+                f"--constraints {args.constraints}: with --prepend-bos each text begins with <s>, "
+                "which fairseq's constrained search does not keep; leave them out"
+            )
+        if getattr(args, "print_alignment", None):  # models of the hub were told to do without
+            for module in itertools.chain(*(model.modules() for model in models)):
+                if hasattr(module, "need_attn"):
+                    module.need_attn = True
         for name in OPTIONS:
             if hasattr(args, name):
                 check_value(f"--{name.replace('_', '-')}", name, getattr(args, name))
@@ -333,6 +345,9 @@ class SummarizationTask(TranslationTask):
             rows = sample["net_input"]["src_tokens"]
             prefix_tokens = rows.new_full((len(rows), 1), self.tgt_dict.bos())
         found = super().inference_step(generator, models, sample, prefix_tokens, constraints)
+        if self.cfg.prepend_bos and isinstance(generator, SequenceGeneratorWithAlignment):
+            for hypothesis in itertools.chain(*found):
+                hypothesis["alignment"] = _shift_alignment(hypothesis["alignment"])
         if sample.get("reference") is not None:
             sample["target"] = data_utils.collate_tokens(sample["reference"], self.tgt_dict.pad())
         return found
@@ -434,14 +449,15 @@ def _parse_json_object(cfg: SummarizationConfig, name: str) -> Dict[str, Any]:
     return value
 
 
-def _was_trained_with_bos(model_cfg: Any) -> bool:
-    """Whether the checkpoint that a model's options are from says so, in those of its task. An
-    architecture without a configuration, such as fairseq's `bart_large`, has all in one."""
-    if isinstance(model_cfg, Namespace):
-        return bool(getattr(model_cfg, "prepend_bos", False))
-    parent = model_cfg._get_parent() if isinstance(model_cfg, DictConfig) else None
-    task = parent.get("task") if isinstance(parent, DictConfig) else None
-    return bool(task is not None and getattr(task, "prepend_bos", False))
+def _shift_alignment(alignment: Any) -> Any:
+    """Without the `<s>` at the start of source and target, which the printed texts lack.
+
+    Args:
+        alignment: as fairseq has it, pairs of numbers, or a row of weights for each target token.
+    """
+    if alignment and isinstance(alignment[0], tuple):
+        return [(source - 1, target - 1) for source, target in alignment if source and target]
+    return [weights[1:] for weights in alignment[1:]]
 
 
 def _log_count(label: str, count: TruncationCount, limit: int) -> None:

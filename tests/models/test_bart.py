@@ -174,6 +174,7 @@ def test_rows_are_cut_extended_and_the_mask_goes_where_the_dictionary_has_it() -
     assert rows_for(3, 4, 3, True) == list(range(8))  # the dictionary has it where it was
     assert rows_for(5, 4, 3, True) == [*range(7), 9]  # behind fewer words
     assert rows_for(3, 5, 4, True) == [*range(7), -8, 7]  # behind more
+    assert rows_for(4, 5, 1, True) == list(range(9))  # both have it, before other words
 
 
 def test_another_dictionary_is_refused() -> None:

@@ -229,13 +229,17 @@ def test_source_attention_is_a_distribution_over_real_tokens(name: str) -> None:
     model = build(**CONFIGURATIONS[name])
     source = torch.randint(4, 24, (2, 19))
     source[1, :6] = 1
-    _, extra = model(source, None, torch.randint(4, 24, (2, 5)))
+    target = torch.randint(4, 24, (2, 5))
+    _, extra = model(source, None, target)
     attention = extra["attn"][0]
     assert attention.shape == (2, 5, 19)
     torch.testing.assert_close(attention.sum(-1), torch.ones(2, 5).double(), atol=1e-6, rtol=0)
     assert (attention[1, :, :6] == 0).all()
     model.make_generation_fast_(need_attn=None)
-    assert model(source, None, torch.full((2, 3), 5))[1]["attn"] == [None]
+    scored = model(source, None, target)[1]["attn"][0]  # as fairseq's --score-reference needs it
+    torch.testing.assert_close(scored, attention)
+    step = model.decoder(target[:, :1], model.encoder(source), incremental_state={})
+    assert step[1]["attn"] == [None]
 
 
 @pytest.mark.parametrize("name", ["plain", "pooled", "copy topk, cross slots"])

@@ -12,6 +12,7 @@ import torch
 from commands import PLUGIN, run
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE
 from fairseq.models.transformer import base_architecture
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from tiny_gpt2 import WORDS, make_data, make_files
 from toy import STOCK
 
@@ -20,6 +21,7 @@ from fairseq_updown.data.bpe import ForgivingGPT2, build_bpe
 from fairseq_updown.errors import UserError
 from fairseq_updown.inference.pieces import Pieces
 from fairseq_updown.inference.summarizer import Summarizer
+from fairseq_updown.models.updown_transformer.model import UpdownTransformerModel
 from fairseq_updown.scoring.rouge import ROUGE_TYPES, Rouge
 from fairseq_updown.tasks.summarization import SummarizationConfig, SummarizationTask
 
@@ -120,6 +122,45 @@ def test_the_decoder_is_made_to_begin_with_it_unless_a_prefix_is_given(data: Pat
     given = torch.tensor([[0, 7], [0, 8]])
     assert begun(task, given) is given
     assert begun(make_task(data)) is None
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_alignments_are_of_the_tokens_that_are_printed(data: Path, kind: str) -> None:
+    task = make_task(data, prepend_bos=True)
+    task.load_dataset("valid")
+    torch.manual_seed(1)
+    model = task.build_model(Namespace(_name="updown_transformer", **STOCK)).eval()
+    model.make_generation_fast_(need_attn=False)  # as fairseq's hub does
+    search = Namespace(beam=2, min_len=3, max_len_b=9, print_alignment=kind)
+    generator = task.build_generator([model], search)
+    dataset = task.dataset("valid")
+    sample = dataset.collater([dataset[index] for index in range(4)])
+    for row, hypotheses in zip(sample["net_input"]["src_tokens"], task.inference_step(
+        generator, [model], sample
+    )):  # fmt: skip
+        words, found = len(strip(row)) - 2, hypotheses[0]
+        written, alignment = len(found["tokens"]) - 2, found["alignment"]
+        assert words > 1
+        if kind == "hard":
+            assert [target for _, target in alignment] == list(range(written))
+            assert {source for source, _ in alignment} <= set(range(words))
+        else:
+            assert [len(weights) for weights in alignment] == [words + 1] * (written + 1)
+
+
+def test_constraints_do_not_go_with_it(data: Path) -> None:
+    task = make_task(data, prepend_bos=True)
+    with pytest.raises(ValueError, match="--constraints ordered: with --prepend-bos"):
+        task.build_generator([], Namespace(constraints="ordered"))
+
+
+def test_a_task_that_does_not_heed_it_says_so(data: Path, caplog: Any) -> None:
+    trained = Namespace(**STOCK, arch="updown_transformer", prepend_bos=True)
+    UpdownTransformerModel.build_model(trained, make_task(data))
+    assert not caplog.records
+    stock = TranslationTask(TranslationConfig(), *[make_task(data).source_dictionary] * 2)
+    UpdownTransformerModel.build_model(trained, stock)
+    assert "give --task summarization" in caplog.text
 
 
 def printed(kind: str, out: str) -> Dict[int, str]:

@@ -81,7 +81,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         if logits.size(0) != rows or logits.size(1) not in (1, tgt_len):
             raise ValueError(
                 f"logits of {logits.size(0)} rows of {logits.size(1)} tokens, but copies of {rows} "
-                f"of {tgt_len}: --updown-copy needs them row by row (no --softmax-batch)"
+                f"of {tgt_len}: --updown-copy needs them row by row"
             )
         mixed = self.log_mixture(logits, *(part[:, -logits.size(1) :] for part in parts))
         return mixed if log_probs else mixed.exp()
@@ -135,7 +135,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         memory: Optional[Memory] = None
         if encoder_out is not None and (decoding is None or decoding.layers[0].memory is None):
             memory = read_memory(encoder_out)  # later steps have it in the layers' caches
-        asked = self.layer_asked(alignment_layer)
+        asked = self.layer_asked(alignment_layer, decoding is not None)
         x, inner_states, caches, aligned, read = self.run_layers(
             x, memory, decoding, asked, continuation
         )
@@ -154,14 +154,15 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             self.end_step(incremental_state, decoding._replace(layers=caches))
         return x, extra
 
-    def layer_asked(self, alignment_layer: Optional[int]) -> Optional[int]:
-        """The layer whose attention is returned; None where nobody asked for any."""
+    def layer_asked(self, alignment_layer: Optional[int], is_step: bool) -> Optional[int]:
+        """The layer whose attention is returned; None where nobody asks for any: in training, and
+        in steps after `make_generation_fast_`, but not in a pass that scores what is there."""
         if alignment_layer is not None:
             return alignment_layer
-        asked = self.layers[self.num_layers - 1].need_attn
+        last = self.num_layers - 1
         if self.training:
-            asked = self.trains_alignment
-        return self.num_layers - 1 if asked else None
+            return last if self.trains_alignment else None
+        return last if self.layers[last].need_attn or not is_step else None
 
     def run_layers(
         self,

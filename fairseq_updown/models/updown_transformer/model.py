@@ -18,6 +18,7 @@ from fairseq.modules import LearnedPositionalEmbedding
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from ...checkpoints import was_trained_with_bos
 from ...ops import accelerate
 from .architectures import MODEL_NAME, register_architectures, resolve
 from .decoder import UpdownTransformerDecoder
@@ -76,6 +77,11 @@ class UpdownTransformerModel(TransformerModelBase):
                 "are learned by the last layer, which may be left out; leave out one of the two"
             )
         _check_dictionaries(args, task)
+        if was_trained_with_bos(cfg) and not hasattr(task_cfg, "prepend_bos"):
+            logger.warning(
+                "the checkpoint was trained with --prepend-bos, which this task does not heed: its "
+                "texts will be other ones; give --task summarization"
+            )
         kept = prune_options(args)
         _write_back(cfg, args)
         model = super().build_model(TransformerConfig.from_namespace(args), task)

@@ -29,15 +29,18 @@ step is skipped and training resumes when run again.
 EOF
 }
 
-bart='' size=large encoder_json='' vocab_bpe='' corpus='' tiny=0 pretraining=1000 tokens='' scratch=0
-updates='' data=bart threads=2
+bart='' size='' encoder_json='' vocab_bpe='' corpus='' tiny=0 pretraining=1000 tokens='' scratch=0
+updates='' data=bart threads=''
 parse_options "--bart --size --encoder-json --vocab-bpe --corpus --pretraining --tokens --updates \
 --data --threads" "--tiny --scratch" "$@"
 if ((tiny)); then
-    [[ -z $bart$encoder_json$vocab_bpe ]] || die "--tiny makes its own BART: leave out its files"
+    [[ -z $bart$encoder_json$vocab_bpe$size ]] || die "--tiny makes its own BART: leave out --bart," \
+        "--size, --encoder-json and --vocab-bpe"
     [[ -z $corpus || -d $corpus ]] || die "--corpus $corpus is not there"
-    size=base tokens=${tokens:-4096} updates=${updates:-400} corpus=${corpus:-$data/corpus}
+    size=base threads=${threads:-2} tokens=${tokens:-4096} updates=${updates:-400} corpus=${corpus:-$data/corpus}
 else
+    size=${size:-large}
+    [[ -z $threads ]] || die "--threads is of trainings on CPUs: give it with --tiny"
     [[ $size == base || $size == large ]] || die "--size $size: choose base or large"
     for needed in bart encoder_json vocab_bpe corpus; do
         [[ -n ${!needed} ]] || die "--${needed//_/-} is missing; see --help"
@@ -47,7 +50,7 @@ else
     done
     tokens=${tokens:-16384} updates=${updates:-20000}
 fi
-whole_numbers tokens updates pretraining threads
+whole_numbers tokens updates pretraining ${threads:+threads}
 
 need_tools updown-score
 work=$data/$tokens
@@ -103,7 +106,8 @@ if ((tiny && !scratch)) && [[ ! -e $bart/model.pt ]]; then
         --max-tokens 4096 --max-update "$pretraining" --disable-validation \
         --save-interval-updates 200 --keep-interval-updates 1 --no-epoch-checkpoints \
         --save-dir "$bart" --seed 1 --log-format simple --log-interval 25
-    ln "$bart/checkpoint_last.pt" "$bart/model.pt"
+    cp "$bart/checkpoint_last.pt" "$bart/model.pt.partial"
+    mv "$bart/model.pt.partial" "$bart/model.pt"
 fi
 
 task=(--task summarization --prepend-bos --truncate-source --truncate-target

@@ -31,6 +31,8 @@ valued="--data --tokens --minutes --updates --spans --windows --threads --part"
 parse_options "$valued" "" "$@"
 whole_numbers tokens minutes spans windows threads part ${updates:+updates}
 
+[[ " ${rest[*]} " != *" --test-part"* ]] || die "give --part N, before the --, in place of --test-part"
+
 need_tools updown-export updown-score
 corpus=$data/corpus
 claim_work "$data" "spans $spans" "windows $windows"

@@ -12,7 +12,7 @@ ROUGE. Every finished step is skipped and training resumes when run again.
 
   --system NAME     arxiv (default), pyramidion, blockwise: updown_transformer_NAME;
                     transformer: fairseq's own, its sources cut to 1,024 tokens
-  --tokens N        cut sources to N tokens (default: 4096; also run: 8192, 16384)
+  --tokens N        cut sources to N tokens (default: 4096, of transformer 1024; also run: 8192, 16384)
   --corpus DIR      a corpus of updown-prepare (default: one of RFCs, made by
                     scripts/corpora/rfc.py in the data directory)
   --data DIR        corpus and data-bin, shared by all runs (default: ./summarization)
@@ -24,16 +24,16 @@ ROUGE. Every finished step is skipped and training resumes when run again.
 EOF
 }
 
-system=arxiv tokens=4096 corpus='' data=summarization work='' updates='' seed=1 gpu=0
+system=arxiv tokens='' corpus='' data=summarization work='' updates='' seed=1 gpu=0
 parse_options "--system --tokens --corpus --data --work --updates --seed" "--gpu" "$@"
 
-whole_numbers tokens ${updates:+updates}
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed takes a number, not '$seed'"
 case $system in
-    arxiv | pyramidion | blockwise) arch=updown_transformer_$system ;;
-    transformer) arch=transformer tokens=1024 ;;
+    arxiv | pyramidion | blockwise) arch=updown_transformer_$system tokens=${tokens:-4096} ;;
+    transformer) arch=transformer tokens=${tokens:-1024} ;;
     *) die "--system $system: choose arxiv, pyramidion, blockwise or transformer" ;;
 esac
+whole_numbers tokens ${updates:+updates}
 
 need_tools
 

@@ -90,6 +90,7 @@ def machine(device: str) -> dict[str, str]:
     if info.exists():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].split(":")[1].strip() if names else cpu
+    cpu = f"{cpu} ({torch.backends.cpu.get_cpu_capability()})"  # some names leave the model out
     return {
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
         "cpu": cpu,

@@ -170,7 +170,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--mixers", nargs="+", default=NAMES, metavar="NAME[=SIZE]",
         help=f"default: all, {', '.join(NAMES)}")  # fmt: skip
     add("--seeds", nargs="+", type=int, default=[1, 2], metavar="N")
-    add("--work", type=Path, default=Path("work/comparison"), metavar="DIR",
+    add("--work", type=Path, default=Path("comparison"), metavar="DIR",
         help="checkpoints and logs (default: %(default)s)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="the rows (default: mixers.json in --work)")
     add("--table", action="store_true", help="measure nothing; print what the file has of these "

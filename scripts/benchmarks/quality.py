@@ -43,7 +43,7 @@ import report
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import data_utils, indexed_dataset
-from figure_store import data_hash, plugin_source
+from figure_store import data_hash, machine, plugin_source
 from filelock import FileLock
 from report import mean
 
@@ -89,21 +89,13 @@ SIZES = {
     ),
 }
 
-# name: (architecture, its options besides those of the size); the first four are the comparison,
-# the next are ablations of updown, the last what long documents are otherwise read with, and all
-# that copy.
+# name: (architecture, its options besides those of the size); "NAME copy" is the one that copies.
 SYSTEMS = {
     "transformer": ("transformer", ""),
     "updown": (UPDOWN, ""),
     "blockwise": (UPDOWN, "--updown-slots 0 --updown-pool-layers ''"),
     "pyramidion": (UPDOWN, "--updown-slots 0"),
-    "topk": (UPDOWN, "--updown-pooling topk"),
-    "mean": (UPDOWN, "--updown-pooling mean"),
-    "no gate": (UPDOWN, "--updown-no-gate"),
-    "no re-weighting": (UPDOWN, "--updown-no-reweight"),
-    "32 slots": (UPDOWN, "--updown-slots 32"),
     "no pool": (UPDOWN, "--updown-pool-layers ''"),
-    "pool rate 2": (UPDOWN, "--updown-pool-rate 2"),
     "transformer 1024": ("transformer", "--max-source-positions 1024"),
     "longt5": (UPDOWN, "--updown-mixer longt5 --updown-pool-layers ''"),
     "luna": (UPDOWN, "--updown-mixer luna --updown-pool-layers ''"),
@@ -112,6 +104,8 @@ SYSTEMS |= {
     f"{name} copy": (UPDOWN, f"{SYSTEMS[name][1]} --updown-copy")
     for name in ("updown", "blockwise", "pyramidion", "no pool", "longt5", "luna")
 }
+
+SAVE_EVERY = 100  # updates of a training for minutes, which it costs some of
 
 _JSON_LINE = re.compile(r"\| (train_inner|train|valid) \| (\{.*\})$")
 
@@ -221,7 +215,7 @@ class Run:
     def train(self) -> dict[str, Any]:
         args = self.args
         interval = max(1, (args.updates or 80) // args.validations // 8)
-        every = str(8 * interval)
+        every = str(SAVE_EVERY if args.minutes else 8 * interval)
         log = self.folder / "train.log"
         validation = ["--disable-validation"] if args.minutes else self.validation()
         peak = self.call(
@@ -231,7 +225,8 @@ class Run:
             *("--log-format", "json", "--log-interval", str(interval)),
             *("--save-dir", str(self.folder / "checkpoints")), *self.timeless_start(),
         )  # fmt: skip
-        return {"peak MiB": peak / 1024, "code": plugin_source(), **read_training_log(log)}
+        made_by = {"code": plugin_source(), "cpu": machine("cpu")["cpu"]}
+        return {"peak MiB": peak / 1024, **made_by, **read_training_log(log)}
 
     def validation(self) -> list[str]:
         """Options of fairseq-train that say what is measured at each validation."""
@@ -504,6 +499,9 @@ def run(args: argparse.Namespace) -> None:
     older = [run.folder.name for run, is_own in zip(runs, own) if not is_own]
     if older:
         print(f"trained by other code of the plugin than today's: {', '.join(older)}")
+    here = machine("cpu")["cpu"]
+    if elsewhere := sorted({found["train"].get("cpu", here) for found in figures_of} - {here}):
+        print(f"some were trained on another processor than this one: {', '.join(elsewhere)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,3 +37,25 @@ def test_a_named_path_is_there(named: str, path: Path) -> None:
 
 def test_pages_name_paths() -> None:
     assert len(named_paths()) > 100
+
+
+def anchors(page: Path) -> List[str]:
+    """What links can name of a page: its headings as GitHub writes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings]
+
+
+def links_into_pages() -> List[Tuple[str, Path, str]]:
+    """(page and link, the page that it leads to, the heading)."""
+    found = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s:]*#[^)\s]+)\)", page.read_text(encoding="utf-8")):
+            name, _, anchor = target.partition("#")
+            found.append((f"{page.name}: {target}", page.parent / name if name else page, anchor))
+    return found
+
+
+@pytest.mark.parametrize(("link", "page", "anchor"), links_into_pages())
+def test_the_heading_of_a_link_is_there(link: str, page: Path, anchor: str) -> None:
+    assert anchor in anchors(page)

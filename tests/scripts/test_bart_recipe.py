@@ -71,7 +71,7 @@ def test_a_corpus_is_encoded_line_by_line_once(tmp_path: Path, encode: Callable[
     ("options", "said"),
     [
         ((), "--bart is missing"),
-        (("--tiny", "--bart", "bart.large"), "leave out its files"),
+        (("--tiny", "--bart", "bart.large"), "its own BART: leave out --bart"),
         (("--tiny", "--tokens", "many"), "--tokens takes a number from 1 on, not 'many'"),
         (("--size", "small"), "--size small: choose base or large"),
         (

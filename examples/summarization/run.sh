@@ -11,7 +11,7 @@ Train a system on long documents and their summaries, summarize the test set and
 ROUGE. Every finished step is skipped and training resumes when run again.
 
   --system NAME     arxiv (default), pyramidion, blockwise: updown_transformer_NAME;
-                    transformer: fairseq's own, its sources cut to 1,024 tokens
+                    transformer: fairseq's own, its sources cut to 1,024 tokens, or --tokens
   --tokens N        cut sources to N tokens (default: 4096, of transformer 1024; also run: 8192, 16384)
   --corpus DIR      a corpus of updown-prepare (default: one of RFCs, made by
                     scripts/corpora/rfc.py in the data directory)

@@ -56,8 +56,10 @@ NAMES = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
 FOLDER_NAMES = "train, valid (or val) and test"
 EVAL_DOCUMENTS = 250
 FIELDS = ("article_text", "abstract_text")  # the published names
+ARRAY = "JSON array: write an object a line, for example with jq -c '.[]'"
 WARNINGS = 5  # shown of each kind
 NAME_LENGTH = 40  # characters, of a column
+QUOTED, MANY_QUOTED = "quoted as CSV is", 0.05  # share of the lines that can be used
 SUMMARY = ".summary.txt"
 _TAGS = re.compile(r"</?S>")  # around each sentence of the published abstracts
 
@@ -128,13 +130,15 @@ def json_text(record: dict[str, Any], field: str) -> str:
 def from_json(place: str, line: bytes, fields: tuple[str, str]) -> tuple[str, str, str]:
     """Id, source and target in a line of JSON."""
     if line.lstrip().startswith(b"["):
-        raise Unfit("JSON array: write an object a line, for example with jq -c '.[]'")
+        raise Unfit(ARRAY)
     try:
         record = json.loads(text_of(line))
     except (ValueError, RecursionError) as error:
         if isinstance(error, Unfit):
             raise
         raise Unfit(f"not JSON: {error}") from error
+    if isinstance(record, list):
+        raise Unfit(ARRAY)
     if not isinstance(record, dict):
         raise Unfit(f"no JSON object: {type(record).__name__}")
     try:
@@ -194,10 +198,7 @@ class TsvFile:
             self.read_header(place, [name.strip() for name in columns])
             raise Unfit(f"header line: it names {', '.join(map(repr, columns))}")
         if any(map(is_quoted, columns)) or (len(columns) == 1 and opens_quotation(columns[0])):
-            raise UserError(
-                f"{place} is quoted, as CSV is, but in TSV quotation marks are text: write the "
-                "file without quoting, a document a line, or as --json-lines"
-            )
+            raise Unfit(f"{QUOTED}: in TSV quotation marks are text")
         if first and self.named:
             raise UserError(
                 f"{place} is no header, so that no column is called {' or '.join(self.fields)}: "
@@ -260,9 +261,18 @@ class Checker:
         report["found"] = self.found
 
     def documents(self, items: Iterable[Item], limit: int | None) -> Iterator[Pair]:
-        """The usable documents, at most ``limit``, each with a place of its own for an id."""
+        """The usable documents, at most ``limit``, each with a place of its own for an id.
+
+        Raises:
+            UserError: the file is another form than TSV
+        """
         usable = filter(None, map(self.document, items))
         yield from itertools.islice(usable, limit)
+        if self.drops[QUOTED] > MANY_QUOTED * len(self.names):
+            raise UserError(
+                f"{self.drops[QUOTED]:,} lines are {QUOTED}, beside {len(self.names):,} that are "
+                "not: write the file without quoting, a document a line, or as --json-lines"
+            )
 
     def alone(self, documents: Iterable[Pair], part: str) -> Iterator[Pair]:
         """The documents of a part that is given, those of which another part has a copy counted."""

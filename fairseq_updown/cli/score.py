@@ -14,8 +14,9 @@ The baseline takes the start of each source: its first sentence, and its first N
 begin with something of their own (the signature, in docstrings.py), --bodies raw/test.body
 adds the same two without it. The model is compared with the variant of the highest ROUGE-L.
 
-ROUGE is rouge_score's mean F1 (over words of any script); for ROUGE-Lsum, texts are split
-where white space follows any of .!? and precedes a capital letter.
+ROUGE is rouge_score's mean F1, over words of any script (of scripts without spaces, characters);
+for ROUGE-Lsum, texts are split where white space follows any of .!? and precedes a capital letter,
+and where Chinese and Japanese sentences end.
 
 --headings is for outlines, whose headings stand on the line with " | " between them: how many are
 found (precision, recall, F1; case, spaces, punctuation and the numbers before them do not count),

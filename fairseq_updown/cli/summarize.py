@@ -13,7 +13,7 @@ A document that cannot be summarized is reported on standard error, the others a
 the exit status is 1. --json-lines prints an object a document: file, line (with --lines), summary,
 score (log2 of the probability over length ** lenpen, the mean of the windows), source_tokens,
 unknown_tokens, tokens_cut, windows, seconds (of generation, its share of its batch), output (with
---out-dir); or file, line and error.
+--out-dir); after an error what is known of these, and error.
 """
 
 from __future__ import annotations

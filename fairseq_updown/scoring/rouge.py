@@ -1,9 +1,11 @@
 """ROUGE by the `rouge-score` library: one definition for validation, generation and our scripts.
 
 rouge-score's own words are of ASCII letters and digits, so that texts in other scripts score 0.
-Ours are of any letters; where there are ASCII letters alone, both are the same.
+Ours are of any letters, in the form NFKC, which sentencepiece writes; of ASCII texts they are the
+same.
 """
 
+import unicodedata
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Dict, List
@@ -16,8 +18,10 @@ from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
-_SENTENCE_END = regex.compile(r"(?<=[.!?])\s+(?=\p{Lu})|(?<=[\u3002\uff01\uff1f])(?=.)")
 _SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_SENTENCE_END = regex.compile(
+    rf"(?V1)(?<=[.!?])\s+(?=\p{{Lu}})|(?<=\u3002)(?=.)|(?<=[!?\uff01\uff1f])(?=[{_SPACELESS}])"
+)
 _WORD = regex.compile(rf"(?V1)[{_SPACELESS}]|[\w--[_{_SPACELESS}]]+")
 # How fairseq writes an unknown token of a reference: it must not match one of the hypothesis, and
 # it stays one word.
@@ -32,7 +36,7 @@ def split_sentences(text: str) -> List[str]:
 
 
 class Words(Tokenizer):
-    """Words of any letters, marks and digits, lower case; of scripts without spaces, characters.
+    """Words of any letters, marks and digits, in lower case; characters of scripts without spaces.
 
     Args:
         stemmer: apply the Porter stemmer to those of ASCII letters.
@@ -70,7 +74,8 @@ class Rouge:
             percent by name, see `ROUGE_TYPES`.
         """
         reference = reference.replace(_UNKNOWN_REFERENCE, _NO_MATCH)
-        texts = ("\n".join(split_sentences(text)) for text in (reference, hypothesis))
+        plain = (unicodedata.normalize("NFKC", text) for text in (reference, hypothesis))
+        texts = ("\n".join(split_sentences(text)) for text in plain)
         found = self._scorer.score(*texts)
         return {name: 100 * found[name].fmeasure for name in ROUGE_TYPES}
 

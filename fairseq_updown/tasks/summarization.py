@@ -6,6 +6,7 @@ import logging
 from argparse import Namespace
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -322,14 +323,15 @@ class SummarizationTask(TranslationTask):
                 f"--constraints {args.constraints}: with --prepend-bos each text begins with <s>, "
                 "which fairseq's constrained search does not keep; leave them out"
             )
-        if getattr(args, "print_alignment", None):  # models of the hub were told to do without
-            for module in itertools.chain(*(model.modules() for model in models)):
-                if hasattr(module, "need_attn"):
-                    module.need_attn = True
         for name in OPTIONS:
             if hasattr(args, name):
                 check_value(f"--{name.replace('_', '-')}", name, getattr(args, name))
-        return fix_repeat_blocker(super().build_generator(models, args, *more, **kwargs))
+        generator = super().build_generator(models, args, *more, **kwargs)
+        if self.cfg.prepend_bos and isinstance(generator, SequenceGeneratorWithAlignment):
+            generator.extract_alignment = partial(
+                _align_what_is_printed, generator.extract_alignment, self.src_dict.bos()
+            )
+        return fix_repeat_blocker(generator)
 
     def inference_step(
         self,
@@ -344,10 +346,9 @@ class SummarizationTask(TranslationTask):
         if self.cfg.prepend_bos and prefix_tokens is None:  # a prefix of the target has it
             rows = sample["net_input"]["src_tokens"]
             prefix_tokens = rows.new_full((len(rows), 1), self.tgt_dict.bos())
-        found = super().inference_step(generator, models, sample, prefix_tokens, constraints)
-        if self.cfg.prepend_bos and isinstance(generator, SequenceGeneratorWithAlignment):
-            for hypothesis in itertools.chain(*found):
-                hypothesis["alignment"] = _shift_alignment(hypothesis["alignment"])
+        aligns = isinstance(generator, SequenceGeneratorWithAlignment)
+        with _attention(models, True) if aligns else nullcontext():  # the hub switched it off
+            found = super().inference_step(generator, models, sample, prefix_tokens, constraints)
         if sample.get("reference") is not None:
             sample["target"] = data_utils.collate_tokens(sample["reference"], self.tgt_dict.pad())
         return found
@@ -356,7 +357,7 @@ class SummarizationTask(TranslationTask):
         sample = dict(sample)  # fairseq may hold on to it, for steps in which others train
         loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
         if self.cfg.eval_rouge:
-            with _without_attention(model):
+            with _attention([model], False):  # fairseq's search would keep it of every step
                 found = self.inference_step(self.rouge_generator, [model], sample)
             hypotheses = [self._text(best[0]["tokens"]) for best in found]
             references = [self._text(tokens, reference=True) for tokens in sample["target"]]
@@ -399,16 +400,17 @@ class SummarizationTask(TranslationTask):
 
 
 @contextmanager
-def _without_attention(model: Any) -> Iterator[None]:
-    """Lets a generation do without the attention that fairseq's search would keep of every step."""
-    layers = [module for module in model.modules() if getattr(module, "need_attn", False)]
-    for layer in layers:
-        layer.need_attn = False
+def _attention(models: List[Any], needed: bool) -> Iterator[None]:
+    """Lets a generation return the attention of its steps, or do without it."""
+    modules = itertools.chain(*(model.modules() for model in models))
+    changed = [module for module in modules if getattr(module, "need_attn", needed) != needed]
+    for layer in changed:
+        layer.need_attn = needed
     try:
         yield
     finally:
-        for layer in layers:
-            layer.need_attn = True
+        for layer in changed:
+            layer.need_attn = not needed
 
 
 def _check_validation(cfg: SummarizationConfig) -> None:
@@ -449,15 +451,22 @@ def _parse_json_object(cfg: SummarizationConfig, name: str) -> Dict[str, Any]:
     return value
 
 
-def _shift_alignment(alignment: Any) -> Any:
-    """Without the `<s>` at the start of source and target, which the printed texts lack.
+def _align_what_is_printed(
+    extract: Any, bos: int, attn: torch.Tensor, source: torch.Tensor, *others: Any
+) -> Any:
+    """fairseq's alignment without the `<s>` at the start of source and target, which the printed
+    texts lack.
 
     Args:
-        alignment: as fairseq has it, pairs of numbers, or a row of weights for each target token.
+        extract: what makes pairs of numbers, or a row of weights for each target token.
+        attn: `(tgt_len, src_len)`.
+        source: `(src_len,)`.
+        others: as `extract` takes them.
     """
-    if alignment and isinstance(alignment[0], tuple):
-        return [(source - 1, target - 1) for source, target in alignment if source and target]
-    return [weights[1:] for weights in alignment[1:]]
+    found = extract(attn.masked_fill(source == bos, -torch.inf), source, *others)
+    if found and isinstance(found[0], tuple):
+        return [(place - 1, target - 1) for place, target in found if place and target]
+    return [weights[1:] for weights in found[1:]]
 
 
 def _log_count(label: str, count: TruncationCount, limit: int) -> None:

@@ -9,24 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands import status
+from corpora import content, lines, report, words
 
 from fairseq_updown.cli import prepare
 
 SPLITS = ("train", "valid", "test")
-SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
 
 SMALL = ("--vocab-size", "90", "--workers", "1")
 
 Texts = list[tuple[str, str]]
-
-
-def words(rng: random.Random, count: int) -> str:
-    """Made-up words, so that no two texts share a run of them by chance."""
-    return " ".join("".join(rng.choices(SYLLABLES, k=3)) for _ in range(count))
 
 
 def texts(count: int, seed: int = 1) -> Texts:
@@ -56,25 +50,12 @@ def build(out: Path, *options: object) -> int:
     return status(prepare.main, ["--out", str(out), *SMALL, *map(str, options)])
 
 
-def lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
-
-
 def pairs(out: Path, split: str) -> Texts:
     return list(zip(*(lines(out / "raw" / f"{split}.{end}") for end in ("src", "tgt"))))
 
 
 def every_pair(out: Path) -> Texts:
     return sorted(pair for split in SPLITS for pair in pairs(out, split))
-
-
-def report(out: Path) -> dict[str, Any]:
-    return json.loads((out / "report.json").read_text(encoding="utf-8"))
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def write_folder(folder: Path, found: Texts, start: int = 0) -> None:
@@ -309,6 +290,16 @@ def test_columns_that_are_named_must_be_there(
     assert "error: in:1: not UTF-8: byte 0xe4" in capsys.readouterr().err
 
 
+def test_a_quotation_costs_its_line_at_most(tmp_path: Path) -> None:
+    found = texts(60)
+    found[7] = (found[7][0], '"""Return a ""text""."""')
+    found[9] = (found[9][0], '"Ah," she said, "oh"')
+    in_one(tmp_path / "in", "tsv", found)
+    assert build(tmp_path / "out", "--tsv", tmp_path / "in") == 0
+    assert every_pair(tmp_path / "out") == sorted(found[:7] + found[8:])
+    assert report(tmp_path / "out")["dropped"] == {"quoted as CSV is": 1}
+
+
 def test_a_text_without_spaces_is_no_header(tmp_path: Path) -> None:
     found = [(source.replace(" ", ""), target.replace(" ", "")) for source, target in texts(30)]
     in_one(tmp_path / "in", "tsv", found)
@@ -407,8 +398,8 @@ def test_inputs_that_are_no_corpus_are_errors_of_one_line(
         ("--directory", "none"): "no document can be used (there are none): see above why",
         ("--tsv", "wide"): "no document can be used (62 not UTF-8): see above why",
         ("--json-lines", "few"): "no document can be used (30 not JSON): see above why",
-        ("--tsv", "quoted"): "quoted:2 is quoted, as CSV is, but in TSV quotation marks are text",
-        ("--tsv", "broken"): "broken:2 is quoted, as CSV is, but in TSV quotation marks are text",
+        ("--tsv", "quoted"): "30 lines are quoted as CSV is, beside 30 that are not: write",
+        ("--tsv", "broken"): "30 lines are quoted as CSV is, beside 60 that are not: write",
     }
     for (option, name), message in cases.items():
         assert build(tmp_path / "out", option, tmp_path / name) == 1
@@ -427,23 +418,6 @@ def test_the_same_documents_give_the_same_bytes_in_any_process(tmp_path: Path) -
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     subprocess.run(command, check=True, env=environment, capture_output=True)
     assert content(tmp_path / "here") == content(tmp_path / "there")
-
-
-def test_an_interruption_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    in_splits(tmp_path / "in", "json-lines", texts(30))
-    given = ("--json-lines", tmp_path / "in")
-    build(tmp_path / "out", *given)
-    before = content(tmp_path / "out")
-
-    def interrupted(line: bytes) -> str:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(prepare, "text_of", interrupted)
-    assert build(tmp_path / "out", *given, "--overwrite") == 130
-    assert content(tmp_path / "out") == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
 def test_any_number_of_workers_gives_the_same(tmp_path: Path) -> None:

@@ -266,6 +266,13 @@ def test_a_bad_document_is_reported_and_the_others_are_done(toy: Toy, cli: Any) 
     assert {record["summary"] for record in records[1::2]} == {cli("good")[1].strip()}
 
 
+def test_half_a_character_is_an_unknown_one(toy: Toy) -> None:
+    summarizer, text = toy.load(), toy.documents[0]
+    document = summarizer.encode(text + " \ud83d")
+    assert document.text == text + " \ufffd"
+    assert document.tokens.equal(summarizer.encode(text + " \ufffd").tokens)
+
+
 @pytest.mark.parametrize("long", ["truncate", "window"])
 def test_text_that_is_odd_but_readable_is_summarized(toy: Toy, cli: Any, long: str) -> None:
     odd = {

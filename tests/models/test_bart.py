@@ -165,8 +165,10 @@ def rows_for(stored_words: int, words: int, mask: Optional[int], has_mask: bool)
     return rows.squeeze(1).int().tolist()
 
 
-def test_rows_are_cut_extended_and_the_mask_goes_where_the_dictionary_has_it() -> None:
+def test_rows_are_cut_extended_and_the_mask_goes_where_the_dictionary_has_it(caplog: Any) -> None:
     assert rows_for(3, 3, None, False) == list(range(7))
+    assert rows_for(4, 5, 1, True) == list(range(9))  # both have the mask, before other words
+    assert not caplog.records
     assert rows_for(3, 3, None, True) == list(range(7))  # the mask is cut
     assert rows_for(5, 3, None, True) == list(range(7))  # and two rows of no word
     assert rows_for(3, 5, None, False) == [*range(7), -8, -9]
@@ -174,7 +176,7 @@ def test_rows_are_cut_extended_and_the_mask_goes_where_the_dictionary_has_it() -
     assert rows_for(3, 4, 3, True) == list(range(8))  # the dictionary has it where it was
     assert rows_for(5, 4, 3, True) == [*range(7), 9]  # behind fewer words
     assert rows_for(3, 5, 4, True) == [*range(7), -8, 7]  # behind more
-    assert rows_for(4, 5, 1, True) == list(range(9))  # both have it, before other words
+    assert rows_for(3, 8, 3, True) == [*range(8), -9, -10, -11, -12]  # before new words
 
 
 def test_another_dictionary_is_refused() -> None:

@@ -1,5 +1,7 @@
 """ROUGE over the words of any script."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,4 +39,22 @@ def test_other_letters_make_another_word() -> None:
 
 def test_sentences_end_in_other_scripts_too() -> None:
     assert split_sentences("Так. Да! и") == ["Так.", "Да! и"]
-    assert split_sentences("猫\u3002犬\uff01") == ["猫\u3002", "犬\uff01"]
+    assert split_sentences("猫\u3002犬\uff01鳥") == ["猫\u3002", "犬\uff01", "鳥"]
+    assert split_sentences("猫?犬") == ["猫?", "犬"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "น้ำตาลทำ",
+        "ｶﾞｷﾞ\uff01犬",
+        "猫が\uff21\uff22\uff11",
+        "e\u0301te\u0301 \ufb01n",
+        "x\u00b2 \u2026",
+    ],
+)
+def test_what_sentencepiece_normalises_is_no_other_word(text: str) -> None:
+    written = unicodedata.normalize("NFKC", text)
+    assert written != text
+    assert set(Rouge()(written, text).values()) <= {100, 0}
+    assert Rouge()(written, text)["rougeLsum"] == 100

@@ -73,7 +73,9 @@ def test_a_corpus_is_encoded_line_by_line_once(tmp_path: Path, encode: Callable[
         ((), "--bart is missing"),
         (("--tiny", "--bart", "bart.large"), "its own BART: leave out --bart"),
         (("--tiny", "--tokens", "many"), "--tokens takes a number from 1 on, not 'many'"),
+        (("--tiny", "--size", "base"), "its own BART: leave out --bart, --size"),
         (("--size", "small"), "--size small: choose base or large"),
+        (("--threads", "1"), "--threads is of trainings on CPUs: give it with --tiny"),
         (
             (*("--bart", "no", "--encoder-json", "e", "--vocab-bpe", "v", "--corpus", "c"),),
             "no/model.pt is not there",

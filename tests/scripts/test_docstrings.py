@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-
-from fairseq_updown.data import document_corpus
+from corpora import content, lines, report, words
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "corpora" / "docstrings.py"
 SPLITS = ("train", "valid", "test")
@@ -24,12 +20,6 @@ SPLITS = ("train", "valid", "test")
 @pytest.fixture
 def prepare() -> ModuleType:
     return importlib.import_module("docstrings")
-
-
-def words(rng: random.Random, count: int) -> str:
-    """Made-up words, so that no two texts share a shingle by chance."""
-    syllables = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
-    return " ".join("".join(rng.choices(syllables, k=3)) for _ in range(count))
 
 
 def documented(name: str, target: str, body: str) -> str:
@@ -61,19 +51,6 @@ def path_in(prepare: ModuleType, split: str, stem: str) -> str:
 def arguments(tree: Path, out: Path, *more: str) -> list[str]:
     given = ["--out", str(out), "--roots", str(tree), "--vocab-size", "120", "--workers", "1"]
     return [*given, *more]
-
-
-def lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def report(out: Path) -> dict[str, Any]:
-    return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
 MODULE = '''\
@@ -237,31 +214,6 @@ def test_copies_across_splits_leave_train_and_are_counted(
     assert names["train"] == {"one", "two", "half", "twice"}
 
 
-def test_near_copies_are_those_of_the_plain_definition() -> None:
-    common = importlib.import_module("fairseq_updown.data.parallel_text")
-    rng = random.Random(3)
-
-    def text() -> tuple[str, str]:
-        return " ".join(rng.choices("aab", k=rng.randint(3, 30))), rng.choice("AB")
-
-    pairs, held_out = [text() for _ in range(80)], [text() for _ in range(20)]
-
-    def runs(source: str) -> set[tuple[str, ...]]:
-        parts = source.split()
-        return {tuple(parts[i : i + 5]) for i in range(max(1, len(parts) - 4))}
-
-    def copies(source: str, target: str) -> bool:
-        for other, other_target in held_out:
-            a, b = runs(source), runs(other)
-            if len(a & b) / len(a | b) >= (0.25 if target == other_target else 0.5):
-                return True
-        return False
-
-    expected = [copies(*pair) for pair in pairs]
-    assert 5 < sum(expected) < 75
-    assert common.near_copies(pairs, held_out, "label") == expected
-
-
 def test_the_same_sources_give_the_same_bytes_in_any_process(
     tree: Path, tmp_path: Path, prepare: ModuleType
 ) -> None:
@@ -283,65 +235,6 @@ def test_sizes_are_capped_by_a_seeded_draw(tree: Path, tmp_path: Path, prepare: 
     assert drawn[0] != drawn[1]
     prepare.main(arguments(tree, tmp_path / "few", "--max-pairs", "100"))
     assert sum(report(tmp_path / "few")["splits"][split]["pairs"] for split in SPLITS) == 100
-
-
-def test_a_rerun_does_nothing_and_other_options_need_overwrite(
-    tree: Path, tmp_path: Path, prepare: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    prepare.main(arguments(tree, out))
-    before = out.stat().st_ino
-    capsys.readouterr()
-    assert prepare.main(arguments(tree, out)) == 0
-    assert "nothing to do" in capsys.readouterr().out
-    assert out.stat().st_ino == before
-    other = arguments(tree, out, "--seed", "5")
-    with pytest.raises(SystemExit, match=r"other options.*--overwrite"):
-        prepare.main(other)
-    assert prepare.main([*other, "--overwrite"]) == 0
-    assert report(out)["options"]["seed"] == 5
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tree"]
-
-
-@pytest.mark.parametrize("how", ["ctrl-c", "sigterm", "error"])
-def test_an_interruption_leaves_what_was_there(
-    tree: Path, tmp_path: Path, prepare: ModuleType, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    out = tmp_path / "out"
-    whole = document_corpus.encode_parallel
-
-    def interrupted(folder: Path, *given: Any) -> None:
-        whole(folder, *given)
-        if how == "sigterm":
-            os.kill(os.getpid(), signal.SIGTERM)
-        raise KeyboardInterrupt if how == "ctrl-c" else OSError("disk is full")
-
-    monkeypatch.setattr(document_corpus, "encode_parallel", interrupted)
-    with pytest.raises(SystemExit, match="disk is full" if how == "error" else "130"):
-        prepare.main(arguments(tree, out))
-    assert [path.name for path in tmp_path.iterdir()] == ["tree"]
-    monkeypatch.setattr(document_corpus, "encode_parallel", whole)
-    prepare.main(arguments(tree, out))
-    before = content(out)
-    monkeypatch.setattr(document_corpus, "encode_parallel", interrupted)
-    with pytest.raises(SystemExit):
-        prepare.main(arguments(tree, out, "--overwrite"))
-    assert content(out) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tree"]
-
-
-def test_foreign_output_is_never_replaced(tree: Path, tmp_path: Path, prepare: ModuleType) -> None:
-    out = tmp_path / "thesis"
-    out.mkdir()
-    (out / "chapter").write_text("years of work")
-    for more in ([], ["--overwrite"]):
-        with pytest.raises(SystemExit, match=r"thesis exists and is no docstring corpus.*new or"):
-            prepare.main(arguments(tree, out, *more))
-    assert content(out) == {"chapter": b"years of work"}
-    with pytest.raises(SystemExit, match="not a directory"):
-        prepare.main(arguments(tree, out / "chapter"))
-    (out / "chapter").unlink()
-    assert prepare.main(arguments(tree, out)) == 0  # an empty directory is fine
 
 
 def test_bad_options_name_the_value_and_the_remedy(

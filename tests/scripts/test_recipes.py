@@ -107,9 +107,19 @@ def test_a_corpus_that_is_not_there_is_no_order_to_fetch_another(tmp_path: Path)
     assert "--corpus mine is not there" in errors
 
 
+def test_outlines_are_scored_of_the_part_that_was_generated(tmp_path: Path) -> None:
+    status, calls, errors = run_example(tmp_path, "--", "--test-part", "2", recipe="outline")
+    assert (status, calls) == (2, [])
+    assert "give --part N, before the --, in place of --test-part" in errors
+
+
 @pytest.mark.parametrize(
     ("system", "arch", "tokens"),
-    [("arxiv", "updown_transformer_arxiv", 4096), ("transformer", "transformer", 1024)],
+    [
+        ("arxiv", "updown_transformer_arxiv", 4096),
+        ("transformer", "transformer", 1024),
+        ("blockwise", "updown_transformer_blockwise", 2048),
+    ],
 )
 def test_the_summarization_recipe_trains_what_was_asked(
     tmp_path: Path, system: str, arch: str, tokens: int
@@ -117,7 +127,9 @@ def test_the_summarization_recipe_trains_what_was_asked(
     for name in ("report.json", "spm/spm.model", "spm/dict.txt", "raw/test.src", "raw/test.tgt"):
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / name).write_text("{}\n")
-    asked = ("--corpus", "mine", "--system", system, "--updates", "7")
+    asked = ["--corpus", "mine", "--system", system, "--updates", "7"]
+    if tokens == 2048:
+        asked += ["--tokens", "2048"]
     status, calls, errors = run_example(tmp_path, *asked, recipe="summarization")
     assert status == 0, errors
     names = [call.split()[0] for call in calls]

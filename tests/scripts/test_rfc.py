@@ -19,6 +19,7 @@ import apt_archive
 import pytest
 import rfc as prepare
 from commands import status
+from corpora import content
 from rfc_documents import parse
 
 SCRIPT = Path(prepare.__file__)
@@ -91,11 +92,6 @@ def split_ids(out: Path) -> dict[str, list[str]]:
 
 def report(out: Path) -> dict[str, Any]:
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def test_chains_of_obsoleted_rfcs_stay_in_one_split(archive: Path, tmp_path: Path) -> None:

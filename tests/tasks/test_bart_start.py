@@ -146,6 +146,12 @@ def test_alignments_are_of_the_tokens_that_are_printed(data: Path, kind: str) ->
             assert {source for source, _ in alignment} <= set(range(words))
         else:
             assert [len(weights) for weights in alignment] == [words + 1] * (written + 1)
+    assert not model.decoder.layers[-1].need_attn  # as it was
+    source, target = torch.tensor([1, 0, 7, 8, 2]), torch.tensor([0, 5, 6, 2])
+    attention = torch.tensor([[0, 0.6, 0.3, 0.1, 0], [0, 0.7, 0.1, 0.2, 0]])[[0, 1, 0, 1]]
+    found = generator.extract_alignment(attention, source, target, 1, 2)  # most is read of <s>
+    first = [(1, 0), (0, 1)] if kind == "hard" else ["0.100000", "0.200000", "0.000000"]
+    assert (found if kind == "hard" else found[0]) == first
 
 
 def test_constraints_do_not_go_with_it(data: Path) -> None:

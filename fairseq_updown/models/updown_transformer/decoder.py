@@ -116,8 +116,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             features `(rows, tgt_len, embed_dim)`, and a dict with `inner_states` `List[T x B x C]`
             and `attn` `[(rows, tgt_len, src_len)]`: the attention to the *source tokens*, composed
             through all poolings. It is `[None]` where nobody asked: in training without
-            `--load-alignments`, and in `fairseq-generate` without `--print-alignment`. With
-            `--updown-copy` also `copied`, `copied_words` `[(rows, tgt_len, num_words)]` and
+            `--load-alignments`, and in steps of `fairseq-generate` without `--print-alignment`.
+            With `--updown-copy` also `copied`, `copied_words` `[(rows, tgt_len, num_words)]` and
             `copy_log_odds` `[(rows, tgt_len)]`, see :func:`log_mixture`, and, where all tokens are
             computed at once, except in training, `copied_from` `[(rows, tgt_len, src_len)]`.
 

@@ -201,9 +201,12 @@ def fit_rows(key: str, stored: Tensor, initial: Tensor, dictionary: Any, has_mas
     wanted = dictionary.indices.get(_MASK)
     if wanted is not None and len(stored) == len(initial):  # wherever it stands: both have it
         return stored
+    has_mask = has_mask and wanted != len(stored) - 1
     words = stored[:-1] if has_mask else stored
     shared = min(len(words), len(initial))
     missing, surplus = len(initial) - shared, len(stored) - shared
+    if not (missing or surplus):
+        return stored
     if max(missing, surplus) > max(4, math.ceil(_MOST_ROWS_FITTED * len(stored))):
         raise ValueError(
             f"the checkpoint has a dictionary of {len(stored):,}, the data one of "

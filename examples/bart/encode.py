@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
+from filelock import FileLock
 
 from fairseq_updown.cli.support import CommandParser, positive, run_command
 from fairseq_updown.data.files import REPORT, read_lines, write_atomic, write_lines
@@ -62,14 +63,16 @@ def run(args: Any) -> None:
         raise UserError(f"{args.corpus}/raw has no {missing[0]}: make it with updown-prepare")
     if not (args.corpus / REPORT).is_file():
         raise UserError(f"{args.corpus} has no {REPORT}: make it with updown-prepare")
-    claim_out(args.out, (args.corpus / REPORT, *files))
-    for name in names:
-        encoded = args.out / name
-        if not encoded.exists():
-            texts = progress(read_lines(args.corpus / "raw" / name), name)
-            partial = args.out / f"{name}.partial"
-            write_lines(partial, map_by_workers(encode, texts, args.workers))
-            partial.replace(encoded)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{args.out}.lock"):  # a second call waits
+        claim_out(args.out, (args.corpus / REPORT, *files))
+        for name in names:
+            encoded = args.out / name
+            if not encoded.exists():
+                texts = progress(read_lines(args.corpus / "raw" / name), name)
+                partial = args.out / f"{name}.partial"
+                write_lines(partial, map_by_workers(encode, texts, args.workers))
+                partial.replace(encoded)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

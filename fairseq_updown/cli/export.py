@@ -102,10 +102,12 @@ def run(args: argparse.Namespace) -> None:
         data = Path(utils.split_paths(cfg.data)[0])
         form.task["source_lang"], form.task["target_lang"] = languages(cfg, data)
         write_ctranslate2(form, data, out, args.quantization)
-    print(
-        f"{printable(out)}: the same text as {printable(source)} for sources of up to "
-        f"{form.max_source:,} tokens and targets of up to {form.max_target:,}"
+    how = (
+        f"for sources of up to {form.max_source:,} tokens and targets of up to {form.max_target:,}"
+        if not form.differences
+        else f"but for this: {'; '.join(form.differences)}"
     )
+    print(f"{printable(out)}: the same text as {printable(source)} {how}")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

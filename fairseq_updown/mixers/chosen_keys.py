@@ -43,7 +43,8 @@ def largest_keys(query: Tensor, key: Tensor, bias: Optional[Tensor], k: int) -> 
                 logits = logits + bias.unsqueeze(-2)
             values, indices = logits.topk(k + 1, dim=-1)
             indices = indices[..., :k]
-            # topk may pick any of several equal ones. Where the last is one of them, sort.
+            # topk may pick any of several equal ones. Where the last is one of them, sort. (Waits
+            # for the device.)
             tied = ~(values[..., k - 1] > values[..., k])
             indices[tied] = logits[tied].sort(descending=True, stable=True).indices[:, :k]
             chunks.append(indices.sort(dim=-1).values)
@@ -74,6 +75,10 @@ def _weighted_sum(weights: Tensor, x: Tensor, chosen: Tensor) -> Tensor:
     return out.view(*chosen.shape[:3], -1)
 
 
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 class _ChosenLogits(torch.autograd.Function):
     """A query's products with its keys are the gradients that it gives to their weights in a sum,
     which :func:`_weighted_sum` knows how to take without copies."""
@@ -82,7 +87,8 @@ class _ChosenLogits(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, chosen: Tensor) -> Tensor:
         ctx.save_for_backward(query, key, chosen)
         weights = key.new_zeros(chosen.shape).requires_grad_()
-        with torch.enable_grad():
+        # What is saved here is used here: activation checkpointing would compute the layer anew.
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
             out = _weighted_sum(weights, key.detach(), chosen)
         return torch.autograd.grad(out, weights, query)[0]
 

@@ -23,8 +23,9 @@ class FlowAttention(AttentionMixer):
       O_j = phi(K_j) . sum_i phi(Q_i);
     - the same while the other side is conserved: I^_i = phi(Q_i) . sum_j phi(K_j) / O_j and
       O^_j = phi(K_j) . sum_i phi(Q_i) / I_i;
-    - competition V^ = n softmax(O^) V, n the number of sources, as the authors' code has it;
-      aggregation A_i = phi(Q_i) / I_i (phi(K)^T V^); allocation R_i = sigmoid(I^_i) A_i.
+    - competition V^ = n softmax(O^) V, n the number of sources, as the authors' code has it (which
+      also clamps O^, of mean 1, to at most 1; the equation does not);
+    - aggregation A_i = phi(Q_i) / I_i (phi(K)^T V^); allocation R_i = sigmoid(I^_i) A_i.
 
     A token of count c is c sinks and c sources, a pad none. There are no weights to drop: dropout
     of attention does nothing.

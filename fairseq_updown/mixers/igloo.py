@@ -3,13 +3,13 @@
 from typing import Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from ..attention.functional import full_precision, real_lengths
 from ..mass import TokenMass
 from .base import Mixer, Settings, State, projection
+from .chosen_keys import sum_of_chosen
 
 
 class Igloo(Mixer):
@@ -74,16 +74,10 @@ class Igloo(Mixer):
             log_counts = mass.counts.clamp(min=1.0).log()
             logits = logits + log_counts.gather(1, at_values.flatten(1)).view_as(logits)
         value = self.v_proj(x)
-        weights = self.dropout_module(logits.softmax(dim=-1)).to(value.dtype)
-        # A weighted sum of rows that never holds the rows, `(bsz, length, L, embed_dim)`.
-        first_rows = torch.arange(bsz, device=x.device).view(-1, 1, 1) * length
-        out = F.embedding_bag(
-            (at_values + first_rows).flatten(0, 1),
-            value.flatten(0, 1),
-            mode="sum",
-            per_sample_weights=weights.flatten(0, 1),
-        )
-        return self.out_proj(out.view_as(value)), None
+        weights = self.dropout_module(logits.softmax(dim=-1))
+        rows = at_values + torch.arange(bsz, device=x.device).view(-1, 1, 1) * length
+        out = sum_of_chosen(*(t.unsqueeze(1) for t in (weights, value, rows)))
+        return self.out_proj(out.squeeze(1)), None
 
     def places(self, length: int, lengths: Tensor) -> Tensor:
         """Where each of `length` tokens looks: the slices, patch by patch, then the values.

@@ -27,8 +27,9 @@ class TransientGlobalAttention(AttentionMixer):
 
     - the tokens j with |i - j| <= r, r being `--updown-block-size` (the paper: 127);
     - all global tokens: g_m = T5LayerNorm(sum of the tokens of block m), made anew in every layer
-      from blocks of `settings.size` tokens; the last block may be shorter. T5's layer norm
-      only rescales: t -> scale * t / sqrt(mean(t^2) + 1e-6).
+      from blocks of `settings.size` tokens; the last block may be shorter (the authors' code adds
+      what fills no block to the one before it). T5's layer norm only rescales:
+      t -> scale * t / sqrt(mean(t^2) + 1e-6).
 
     T5's relative position biases are left out: the embeddings have positions.
 

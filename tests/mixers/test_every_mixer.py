@@ -19,6 +19,7 @@ from toy import EXACT, PAD, build, draw_rows, few, logits, pad_rows, random_toke
 
 from fairseq_updown.mass import TokenMass
 from fairseq_updown.mixers import MIXERS
+from fairseq_updown.models.updown_transformer import pretrained
 
 # With sizes that cut sequences of two dozen tokens into several parts.
 CHOICES = {
@@ -218,6 +219,15 @@ def test_checkpointed_activations_change_no_gradient(name):
         torch.testing.assert_close(plain, checkpointed, **EXACT)
 
 
+def test_a_checkpointed_layer_is_computed_twice(name):
+    calls = []
+    model = build_mixer(name, checkpoint_activations=True).train()
+    model.encoder.layers[0].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
+    source, target = pad_rows(draw_rows([24], seed=0)), torch.stack(draw_rows([6], seed=1))
+    logits(model, source, target).sum().backward()
+    assert len(calls) == 2
+
+
 def test_a_row_of_pads_disturbs_nobody(name):
     model = build_mixer(name)
     sources = draw_rows([12, 9], seed=1)
@@ -321,6 +331,15 @@ def test_weights_of_another_mixer_are_refused_with_the_remedy(trained, wanted, m
     with pytest.raises(ValueError, match=message):
         build_mixer(wanted).load_state_dict(weights)
     build_mixer(trained, seed=5).load_state_dict(weights)
+
+
+def test_a_start_from_another_mixer_with_the_same_names_is_told(caplog):
+    cfg = build(updown_mixer="ssa=256x4").cfg
+    stored = {name: getattr(cfg, name) for name in pretrained._MEANING}
+    for mixer, told in ((None, 0), ("ssa", 0), ("ssa=256x2", 0), ("updown_v1", 1)):
+        caplog.clear()
+        pretrained.check_meaning({**stored, "updown_mixer": mixer}, cfg)
+        assert caplog.text.count(f"trained with --updown-mixer {mixer}, and this") == told
 
 
 @pytest.mark.parametrize("mixer", ["luna", "igloo"])

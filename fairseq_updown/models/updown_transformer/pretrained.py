@@ -119,6 +119,13 @@ def check_meaning(options: Dict[str, Any], cfg: Any) -> None:
     """
     if not options:
         return
+    mixers = [str(x).partition("=")[0] for x in (options.get("updown_mixer"), cfg.updown_mixer)]
+    if options.get("updown_mixer") and mixers[0] != mixers[1]:
+        logger.warning(
+            "the checkpoint was trained with --updown-mixer %s, and this model has %s: what fits "
+            "by name is a start to train from, and writes other text",
+            *mixers,
+        )
     remedies = []
     for name, before in _MEANING.items():
         stored, own = options.get(name, before), getattr(cfg, name)

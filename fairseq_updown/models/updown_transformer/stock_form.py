@@ -29,7 +29,8 @@ class StockForm(NamedTuple):
         model: the stock model's options.
         task: those of `--task translation`.
         max_source: sources of up to so many tokens are encoded as by the model, and
-        max_target: so many target tokens decoded.
+        max_target: so many target tokens decoded, but for
+        differences: why it writes other text nevertheless.
     """
 
     weights: Dict[str, Tensor]
@@ -37,6 +38,7 @@ class StockForm(NamedTuple):
     task: Dict[str, Any]
     max_source: int
     max_target: int
+    differences: List[str]
 
 
 def stock_form(state: Dict[str, Any], path: str, force: bool = False) -> StockForm:
@@ -74,6 +76,7 @@ def stock_form(state: Dict[str, Any], path: str, force: bool = False) -> StockFo
         {**stock_task, "_name": "translation"},
         max_source,
         2 * args.updown_decoder_block_size,  # its own and the previous block are seen raw
+        reasons,
     )
 
 

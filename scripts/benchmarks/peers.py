@@ -39,9 +39,9 @@ class PeerSystem:
         """`(bsz, tgt_len, vocabulary)`, as in training."""
         return self.model(input_ids=source, decoder_input_ids=target, use_cache=False).logits
 
-    def encode(self, source: Tensor) -> None:
-        """The encoder's part of generation."""
-        self.model.get_encoder()(source)
+    @property
+    def encoder(self) -> Any:
+        return self.model.get_encoder()
 
     def prepare_generation(self, beam: int) -> None:
         """Nothing to prepare."""

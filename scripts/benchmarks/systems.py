@@ -78,9 +78,10 @@ class FairseqSystem:
         """`(bsz, tgt_len, vocabulary)`, as in training."""
         return self.model(source, None, target)[0]
 
-    def encode(self, source: Tensor) -> None:
-        """The encoder's part of generation."""
-        self.model.encoder(source)
+    @property
+    def encoder(self) -> Any:
+        """The module that a generation calls once."""
+        return self.model.encoder
 
     def prepare_generation(self, beam: int) -> None:
         """Called once, before the first :meth:`generate`."""

@@ -19,6 +19,7 @@ evenly kept, the line would be flat.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,6 @@ from torch import Tensor
 
 from ..data.files import check_writable, decoded, read_text, same_file, write_atomic
 from ..errors import UserError
-from ..inference.loading import checkpoint_files
 from ..inference.summarizer import Document, Summarizer, Summary
 from ..inference.windows import SPACE
 from ..terminal import printable
@@ -347,7 +347,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def outputs(args: argparse.Namespace) -> tuple[Path, Path | None]:
     """Where the page and the chart go; no chart where nobody asked and it cannot be drawn."""
     png = args.png or args.out.parent / f"{args.out.stem}.png"
-    read = {f"--checkpoint {path}": path for path in checkpoint_files(args.checkpoint)}
+    whole = str(args.checkpoint)
+    read = {f"--checkpoint {path}": path for path in (whole, *whole.split(os.pathsep))}
     if args.sentencepiece_model:
         read["--sentencepiece-model"] = args.sentencepiece_model
     if args.file != STDIN:

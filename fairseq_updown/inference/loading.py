@@ -39,7 +39,7 @@ def usable_device(name: str | None) -> torch.device:
     return device
 
 
-def checkpoint_files(checkpoint: str | Path) -> list[Path]:
+def _split_checkpoints(checkpoint: str | Path) -> list[Path]:
     """The files of an ensemble.
 
     Raises:
@@ -160,7 +160,7 @@ def _build_model(task: Any, state: dict[str, Any], path: Path) -> Any:
 
 def load_models(checkpoint: str | Path, data: str | Path | None) -> tuple[Any, list[Any], Any]:
     """The task of the first checkpoint, the models of all, and the first's options of `--bpe`."""
-    paths = checkpoint_files(checkpoint)
+    paths = _split_checkpoints(checkpoint)
     states = [read_checkpoint(path, data) for path in paths]
     task = _setup_task(states[0], paths[0], data)
     bpe = states[0]["cfg"].get("bpe")

@@ -407,7 +407,7 @@ def test_logits_of_other_tokens_are_refused():
         (scores.flatten(0, 1)[None], "1 rows of 27"),
         (scores[:, :4], "3 rows of 4"),
     ):
-        with pytest.raises(ValueError, match=rf"logits of {told} .*of 3 of 9.*--softmax-batch"):
+        with pytest.raises(ValueError, match=rf"logits of {told} .*of 3 of 9: --updown-copy"):
             model.get_normalized_probs((other, extra), True)
     last = model.get_normalized_probs((scores[:, -1:], extra), True)
     expected = model.get_normalized_probs((scores, extra), True)[:, -1:]

@@ -156,8 +156,10 @@ def is_name(column: str) -> bool:
 
 def is_quoted(column: str) -> bool:
     """Whether a writer of CSV has quoted a text with quotation marks: it doubles them."""
-    inner = column[1:-1].replace('""', "")
-    return column[:1] == column[-1:] == '"' and '""' in column[1:-1] and '"' not in inner
+    if not column[:1] == column[-1:] == '"':  # of long documents nothing is copied
+        return False
+    inner = column[1:-1]
+    return '""' in inner and '"' not in inner.replace('""', "")
 
 
 def opens_quotation(line: str) -> bool:

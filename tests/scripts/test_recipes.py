@@ -118,7 +118,7 @@ def test_outlines_are_scored_of_the_part_that_was_generated(tmp_path: Path) -> N
     [
         ("arxiv", "updown_transformer_arxiv", 4096),
         ("transformer", "transformer", 1024),
-        ("blockwise", "updown_transformer_blockwise", 2048),
+        ("transformer", "transformer", 2048),
     ],
 )
 def test_the_summarization_recipe_trains_what_was_asked(

@@ -1,15 +1,17 @@
-"""How many operations a step launches beside fairseq's transformer, and where it waits for them."""
+"""How many operations a step launches beside fairseq's transformer, where it waits for them, and
+that all are on one device."""
 
 from argparse import Namespace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
 from fairseq.models.transformer import TransformerModel
 from steps import count_beam_step
-from toy import PAD, toy_task
+from toy import CONFIGURATIONS, PAD, build, draw_rows, pad_rows, toy_task
 from work_counter import WorkCounter, as_on_gpus
 
+from fairseq_updown.mixers import MIXERS
 from fairseq_updown.models.updown_transformer import UpdownTransformerModel
 
 WIDTH = dict(
@@ -99,3 +101,31 @@ def test_launches_of_a_decoding_step_beside_the_stock_model():
         for name in ("transformer", "arxiv")
     )
     assert ours <= 0.8 * stock
+
+
+# By other weights too: the mixers, which copy here.
+OPTIONS = {
+    **CONFIGURATIONS,
+    **{f"{name}, copy": dict(updown_mixer=name, updown_copy=True) for name in MIXERS},
+}
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_every_tensor_is_made_on_the_device_of_the_inputs(name, monkeypatch):
+    """What is made without a device is made on "meta" here, and cannot be used beside the rest."""
+    model = build(**OPTIONS[name])
+    source, target = pad_rows(draw_rows([13, 23], seed=1)), pad_rows(draw_rows([9, 7], seed=2))
+    new_order = torch.tensor([1, 0])
+    # A list is what the host knows, and is carried to the device.
+    monkeypatch.setattr(torch, "tensor", partial(torch.tensor, device="cpu"))
+    with torch.device("meta"):
+        out = model.train()(source, None, target)
+        model.get_normalized_probs(out, log_probs=True).sum().backward()
+        with torch.no_grad():
+            memory, state = model.eval().encoder(source, None), {}
+            memory = model.encoder.reorder_encoder_out(memory, new_order)
+            for step in range(1, target.size(1) + 1):
+                out = model.decoder(target[:, :step], memory, incremental_state=state)
+                probabilities = model.get_normalized_probs(out, log_probs=True)
+                model.decoder.reorder_incremental_state_scripting(state, new_order)
+    assert probabilities.isfinite().all()

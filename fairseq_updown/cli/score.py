@@ -40,7 +40,7 @@ import sentencepiece
 from fairseq.data.data_utils import post_process
 from sacrebleu.metrics import BLEU, CHRF
 
-from ..data.files import check_writable, read_text, same_file, to_json, write_atomic
+from ..data.files import check_writable, same_file, text_lines, to_json, write_atomic
 from ..data.parallel_text import read_sentencepiece
 from ..errors import UserError
 from ..scoring.rouge import Rouge, split_sentences
@@ -75,12 +75,6 @@ class Samples(NamedTuple):
 # --------------------------------------------------------------------------------------- input
 
 
-def read_lines(path: Path, option: str) -> list[str]:
-    """The lines of a text file."""
-    lines = read_text(path, f"{option} {path}").split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
-
-
 def join_pieces(texts: dict[int, str]) -> dict[int, str]:
     """Join sentencepiece text, known by its space mark; leave other text alone."""
     if not any("\u2581" in text for text in texts.values()):
@@ -91,7 +85,7 @@ def join_pieces(texts: dict[int, str]) -> dict[int, str]:
 def read_log(path: Path, option: str = "--generated") -> dict[str, dict[int, str]]:
     """Texts by sample number for each of S, T and H (the best one: the first, and D before H)."""
     found: dict[str, dict[int, str]] = {kind: {} for kind in "STHD"}
-    for line in read_lines(path, option):
+    for line in text_lines(path, f"{option} {path}"):
         match = _LOG_LINE.fullmatch(line)
         if not match:
             continue
@@ -122,7 +116,7 @@ def read_samples(args: argparse.Namespace) -> Samples:
     for name in ("hypotheses", "references", "sources", "bodies"):
         path = getattr(args, name)
         if path:
-            texts[name] = dict(enumerate(read_lines(path, f"--{name}")))
+            texts[name] = dict(enumerate(text_lines(path, f"--{name} {path}")))
             counted[f"--{name} {path}"] = len(texts[name])
     if len(set(counted.values())) > 1:
         listed = ", ".join(f"{name}: {count}" for name, count in counted.items())
@@ -159,7 +153,7 @@ def read_others(
         name, _, path = option.partition("=")
         if not name or not path or name in (*found, "model"):
             raise UserError(f"--other {option}: give NAME=FILE, with another name for each")
-        lines = read_lines(Path(path), "--other")
+        lines = text_lines(path, f"--other {path}")
         is_log = any(line.startswith(("H-", "D-")) and _LOG_LINE.fullmatch(line) for line in lines)
         texts = read_log(Path(path), "--other")["H"] if is_log else dict(enumerate(lines))
         if not is_log and count not in (None, len(lines)):

@@ -95,6 +95,12 @@ def read_text(path: str | Path, shown: str) -> str:
     return decoded(content, shown)
 
 
+def text_lines(path: str | Path, shown: str) -> list[str]:
+    """The lines of :func:`read_text`; only a newline ends one."""
+    lines = read_text(path, shown).split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
 def same_file(path: str | Path, other: str | Path) -> bool:
     """Whether both names lead to one file, which need not be there; links may go in a circle."""
     return os.path.realpath(path) == os.path.realpath(other)

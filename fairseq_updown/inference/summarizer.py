@@ -17,12 +17,11 @@ from fairseq.data import data_utils
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..models.updown_transformer.segments import Streaming
 from .loading import (
     build_generator,
     check_search,
-    first_line,
     load_models,
     usable_device,
     use_step_precision,

@@ -298,10 +298,10 @@ class Summaries(Section):
         """The run of a row; its folder is yet to be given."""
         return MixerRun(self.settings(args), mixer, seed)
 
-    def settings(self, args: Namespace, extra: Sequence[str] = ()) -> Namespace:
+    def settings(self, args: Namespace) -> Namespace:
         """The options of :class:`quality.Run`."""
         return Namespace(
-            validations=args.validations, threads=args.threads, extra=[*args.extra, *extra],
+            validations=args.validations, threads=args.threads, extra=args.extra,
             updates=self.updates(args), minutes=None, data=self.data(args), test=self.data(args),
             out=args.work, size="small", start=None, cpu=args.device == "cpu",
             source_tokens=args.source_tokens,
@@ -367,7 +367,7 @@ class Translation(Summaries):
         return recipe_options("generation.txt")
 
     def training(self, mixer: str, seed: int, args: Namespace) -> quality.Run:
-        return TranslationRun(self.settings(args, args.translation_options), mixer, seed)
+        return TranslationRun(self.settings(args), mixer, seed)
 
 
 class MixerRun(quality.Run):

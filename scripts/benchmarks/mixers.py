@@ -201,8 +201,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             help="of summaries (default: %(default)s)")  # fmt: skip
     quality("--translation-updates", type=positive, default=1000, metavar="N",
             help="of translation (default: %(default)s)")  # fmt: skip
-    quality("--translation-options", type=shlex.split, default=[], metavar="TEXT",
-            help="of fairseq-train, in one word, for translation alone")  # fmt: skip
     quality("--summaries", type=Path, default=Path("comparison/summaries/data-bin"), metavar="DIR",
             help="made by examples/comparison/run.sh (default: %(default)s)")  # fmt: skip
     quality("--translation", type=Path, default=Path("translation-de-en"), metavar="DIR",

@@ -33,7 +33,7 @@ from sacrebleu.metrics import BLEU
 import fairseq_updown  # noqa: F401 - registers the architecture
 from fairseq_updown.cli import export
 from fairseq_updown.cli.support import CommandParser, positive, run_command
-from fairseq_updown.data.files import read_text
+from fairseq_updown.data.files import text_lines
 from fairseq_updown.errors import UserError
 from fairseq_updown.terminal import progress
 
@@ -130,7 +130,7 @@ def run(args: Any) -> None:
             raise UserError(f"{needed} is not there: give the folder of examples/translation")
     _, task = load(checkpoint, data)
     references = args.data / "corpus" / "raw" / f"test.{task.cfg.target_lang}"
-    expected = read_text(references, str(references)).removesuffix("\n").split("\n")
+    expected = text_lines(references, str(references))
     batches = batches_of(task, args.max_tokens)
     count = sum(len(batch["id"]) for batch in batches)
     if count != len(expected):

@@ -22,7 +22,7 @@ from fresh_process import MemoryMeter, in_fresh_process
 from report import duration, table
 
 from fairseq_updown.cli.support import CommandParser, positive, run_command
-from fairseq_updown.data.files import read_text
+from fairseq_updown.data.files import text_lines
 from fairseq_updown.data.workers import available_cores
 from fairseq_updown.errors import UserError
 from fairseq_updown.inference.summarizer import Document, Long, Summarizer
@@ -57,9 +57,7 @@ def read_corpus(sources: Path, references: Path) -> list[Outlined]:
     Raises:
         UserError: the files have other numbers of lines, or cannot be read.
     """
-    texts, outlines = (
-        read_text(path, str(path)).removesuffix("\n").split("\n") for path in (sources, references)
-    )
+    texts, outlines = (text_lines(path, str(path)) for path in (sources, references))
     if len(texts) != len(outlines):
         raise UserError(f"{sources}: {len(texts)} lines, {references}: {len(outlines)}")
     return [

@@ -43,7 +43,7 @@ from fairseq_updown.data.document_corpus import (
     folded,
     without_copies,
 )
-from fairseq_updown.data.files import read_text
+from fairseq_updown.data.files import text_lines
 from fairseq_updown.errors import UserError
 
 KIND = "translation corpus"
@@ -140,8 +140,7 @@ def read_own_text(folder: Path, drops: Counter[str]) -> dict[str, list[Pair]]:
     parts = {}
     for name in SPLITS:
         files = [folder / f"{name}.{side}" for side in ("src", "tgt")]
-        sides = [read_text(path, str(path)).split("\n") for path in files]
-        sides = [lines[:-1] if lines[-1] == "" else lines for lines in sides]
+        sides = [text_lines(path, str(path)) for path in files]
         if len(sides[0]) != len(sides[1]):
             raise UserError(
                 f"{files[0]} has {len(sides[0])} lines and {files[1].name} has {len(sides[1])}: "

@@ -209,7 +209,6 @@ assert sum(name.endswith("updown_transformer.model") for name in sys.modules) ==
     [
         (["--updown-block-size", 0], "--updown-block-size 0: it must be at least 1"),
         (["--updown-pool-layers", "7"], "there is no encoder layer 7"),
-        (["--left-pad-target"], "--left-pad-target: decoder blocks are counted"),
     ],
 )
 def test_a_bad_flag_stops_training_before_it_starts(

@@ -21,7 +21,6 @@ from toy import toy_task
 from fairseq_updown.models.updown_transformer.options import UpdownTransformerFlags
 
 OPTION = re.compile(r"(?<![\w-])--[a-zA-Z0-9][\w-]*")
-WRAPPER = "scripts/benchmarks/emulated_bfloat16.py"
 FAIRSEQ: Dict[str, Callable[[], Any]] = {
     "fairseq-preprocess": options.get_preprocessing_parser,
     "fairseq-train": options.get_training_parser,
@@ -36,8 +35,6 @@ def program(words: List[str]) -> List[str]:
         words = words[1:]
     if words[:1] in (["python"], ["bash"]) and len(words) > 1:
         words = words[1:]
-    if words and words[0] == WRAPPER:  # runs another script of its folder
-        words = [f"scripts/benchmarks/{words[1]}.py", *words[2:]]
     known = words and (
         words[0] in INSTALLED
         or words[0] in FAIRSEQ

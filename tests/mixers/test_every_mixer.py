@@ -15,6 +15,7 @@ from mixer_checks import (
     perturb,
     run,
 )
+from tiny_bart import stack_projections
 from toy import EXACT, PAD, build, draw_rows, few, logits, pad_rows, random_tokens
 
 from fairseq_updown.mass import TokenMass
@@ -300,14 +301,10 @@ def test_a_stock_checkpoint_loads_into_the_projections_and_leaves_the_rest(name,
 
 def test_queries_keys_and_values_that_are_stored_in_one_are_parted(name):
     """As fairseq's checkpoints of before 2020 hold them."""
-    stock, old = build("stock", seed=3).state_dict(), {}
-    for key, tensor in stock.items():
-        attention, part, kind = key.rsplit(".", 2) if "_proj." in key else (key, "", "")
-        if part == "q_proj":
-            parts = [stock[f"{attention}.{p}_proj.{kind}"] for p in "qkv"]
-            old[f"{attention}.in_proj_{kind}"] = torch.cat(parts)
-        elif part not in ("k_proj", "v_proj"):
-            old[key] = tensor
+    stock = build("stock", seed=3).state_dict()
+    old = dict(stock)
+    stack_projections(old)
+    assert "encoder.layers.0.self_attn.in_proj_weight" in old
     models = [build_mixer(name) for _ in range(2)]
     for model, weights in zip(models, (old, stock)):
         model.load_state_dict(dict(weights))

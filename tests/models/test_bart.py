@@ -12,8 +12,8 @@ from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.bart.model import bart_base_architecture, bart_large_architecture
-from tiny_bart import FLAGS, POSITIONS, make_bart, save_published, stack_projections
-from toy import EXACT, build, logits, random_tokens
+from tiny_bart import FLAGS, POSITIONS, make_bart, save_published
+from toy import EXACT, logits, random_tokens
 
 from fairseq_updown.models.updown_transformer.pretrained import fit_rows
 
@@ -71,18 +71,6 @@ def test_logits_are_barts_while_a_source_fits_a_block(
         torch.testing.assert_close(logits(ours, source, target), expected, **EXACT)
         longer = logits(ours, draw(2, 40), target)
     assert longer.isfinite().all()
-
-
-@pytest.mark.parametrize("mixer", ["updown", "csp"])
-def test_stacked_projections_are_split_whatever_the_mixer(mixer: str) -> None:
-    stock, model = build("stock"), build(updown_mixer=mixer, seed=1)
-    weights = stock.state_dict()
-    stack_projections(weights)
-    model.load_state_dict(weights)
-    found = model.state_dict()
-    shared = stock.state_dict().keys() & found.keys()
-    assert "encoder.layers.0.self_attn.v_proj.weight" in shared
-    assert all(stock.state_dict()[key].equal(found[key]) for key in shared)
 
 
 def test_without_slots_and_pools_each_block_is_what_bart_makes_of_it_alone(

@@ -290,17 +290,6 @@ def test_a_key_names_all_that_figures_depend_on(tmp_path: Path) -> None:
     assert SECTIONS["summaries"].key(row, args)["environment"]["data"] != key["environment"]["data"]
 
 
-def test_options_may_be_for_translation_alone() -> None:
-    arguments = [*TINY, "--translation-options", "--lr 0.2 --adam-betas '(0.9, 0.9)'"]
-    args = mixers.parse_args([*arguments, "--", "--lr", "0.1"])
-    ends = {"summaries": ["--lr", "0.1"]}
-    ends["translation"] = [*ends["summaries"], "--lr", "0.2", "--adam-betas", "(0.9, 0.9)"]
-    for section, end in ends.items():
-        row = SECTIONS[section].rows(args)[0]
-        assert row.task["options"][-len(end) :] == end
-        assert "0.2" not in row.task["options"] or section == "translation"
-
-
 def test_costs_of_one_length_are_timed_together_and_all_else_alone() -> None:
     rows = [Row("cost", mixer, length) for length in (1, 2) for mixer in "abc"]
     rows += [Row("recall", mixer, seed=1) for mixer in "ab"]

@@ -94,7 +94,9 @@ class SummarizationDataset(LanguagePairDataset):
                 self.tgt_sizes: Any = bucket_sizes(self.tgt.sizes, num_buckets)
 
     def collater(self, samples: List[Dict[str, Any]], pad_to_length: Any = None) -> Dict[str, Any]:
-        """As the parent's, with `"reference"`: a list of `(length,)` long tensors, or None."""
+        """As the parent's, with the whole targets one after the other, `"reference"`
+        `(sum of lengths,)` long, or None, and `"reference_lengths"` `(bsz,)` long. Not each as a
+        tensor: a worker sends one by a file of its own, of which a process has but so many."""
         if self.bucketed and samples and pad_to_length is None:
             sizes = [self.size(sample["id"]) for sample in samples]
             pad_to_length = dict(zip(("source", "target"), map(max, zip(*sizes))))
@@ -102,5 +104,7 @@ class SummarizationDataset(LanguagePairDataset):
         if batch:
             batch["reference"] = None
             if self.references is not None:
-                batch["reference"] = [self.references[index] for index in batch["id"].tolist()]
+                references = [self.references[index] for index in batch["id"].tolist()]
+                batch["reference"] = torch.cat(references)
+                batch["reference_lengths"] = torch.tensor([len(row) for row in references])
         return batch

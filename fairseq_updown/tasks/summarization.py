@@ -350,7 +350,8 @@ class SummarizationTask(TranslationTask):
         with _attention(models, True) if aligns else nullcontext():  # the hub switched it off
             found = super().inference_step(generator, models, sample, prefix_tokens, constraints)
         if sample.get("reference") is not None:
-            sample["target"] = data_utils.collate_tokens(sample["reference"], self.tgt_dict.pad())
+            rows = sample["reference"].split(sample["reference_lengths"].tolist())
+            sample["target"] = data_utils.collate_tokens(rows, self.tgt_dict.pad())
         return found
 
     def valid_step(self, sample: Dict[str, Any], model: Any, criterion: Any) -> Any:

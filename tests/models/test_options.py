@@ -328,3 +328,5 @@ def test_layerdrop_on_an_anchor_layer_makes_the_next_layer_the_anchor(
     source, target = torch.randint(4, 24, (2, 23)), torch.randint(4, 24, (2, 14))
     found, expected = (twin(source, None, target)[0] for twin in (model, shorter))
     torch.testing.assert_close(found, expected, **EXACT)
+    found.sum().backward()  # of dropped layers, too: DistributedDataParallel waits for all
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 from toy import STOCK, build, random_tokens
+from work_counter import tensors_in
 
 from fairseq_updown.data.summarization_dataset import (
     SummarizationDataset,
@@ -225,8 +226,22 @@ def test_cut_targets_keep_their_whole_reference(work: Path) -> None:
         assert batch["target"].size(1) == 5
         assert batch["id"].equal(other["id"])
         assert other["reference"] is None
-        for reference, target in zip(batch["reference"], other["target"]):
+        references = batch["reference"].split(batch["reference_lengths"].tolist())
+        for reference, target in zip(references, other["target"], strict=True):
             assert reference.equal(target[target.ne(1)])
+
+
+def test_large_batches_come_from_workers_with_few_open_files(work: Path) -> None:
+    """A worker sends each tensor by a file of its own; a batch has as many, however many rows."""
+    task = make_task(work, truncate_target=True, max_target_positions=5)
+    task.load_dataset("train")
+    dataset = task.dataset("train")
+    numbers = {}
+    for rows in (2, 9):
+        batch = dataset.collater([dataset[index] for index in range(rows)])
+        assert len(batch["id"]) == len(batch["reference_lengths"]) == rows
+        numbers[rows] = len(list(tensors_in(batch)))
+    assert numbers[2] == numbers[9]
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "beam"])

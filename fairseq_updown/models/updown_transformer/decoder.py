@@ -197,7 +197,12 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         read: Optional[CrossRead] = None
         kept = {id(layer) for layer in self.layers}  # layerdrop chooses anew at each iteration
         indices = [index for index in range(self.num_layers) if id(self.layers[index]) in kept]
-        for index in indices:
+        if not indices and memory is not None:
+            x = keep_in_graph(x, [memory.states])  # and so the encoder
+        for index in range(self.num_layers):
+            if index not in indices:
+                x = keep_in_graph(x, self.layers[index].parameters())
+                continue
             step = (decoding.layers[index], decoding.history) if decoding is not None else ()
             copies = self.copy_gate is not None and index == indices[-1]
             needed = copies or index == asked

@@ -102,6 +102,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             ValueError: a row is longer than `--max-source-positions`, or `src_len` is 0.
         """
         tokens, source_lengths, trace, order = self.realign(src_tokens)
+        words = SourceWords.of(src_tokens) if self.copies else None  # waits, while nothing runs yet
         if token_embeddings is not None:
             token_embeddings = token_embeddings.gather(
                 1, order.unsqueeze(-1).expand(-1, -1, token_embeddings.size(-1))
@@ -127,17 +128,23 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             "memory_scores": [mass.scores] if mass is not None else [],
             "source_slot": [places.slot],
             "source_weight": [places.weight],
-            **self.to_copy(src_tokens, source_lengths, trace, token_states),
+            **self.to_copy(src_tokens, words, source_lengths, trace, token_states),
             "row_sentence": [torch.arange(x.size(0), device=x.device)],
         }
 
     def to_copy(
-        self, src_tokens: Tensor, lengths: RowLengths, trace: SourceTrace, token_states: Tensor
+        self,
+        src_tokens: Tensor,
+        words: Optional[SourceWords],
+        lengths: RowLengths,
+        trace: SourceTrace,
+        token_states: Tensor,
     ) -> EncoderOut:
         """What the decoder copies from; empty lists without `--updown-copy`.
 
         Args:
             src_tokens: `(bsz, src_len)` long, padded on either side.
+            words: its words, or None without `--updown-copy`.
             lengths, trace: of its real tokens, and where they were brought to.
             token_states: `(bsz, longest, embed_dim)`, what the layers before any pooling make of
                 them.
@@ -147,9 +154,8 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
             see :class:`SourceWords`, and `source_states` `[(bsz, src_len, embed_dim)]`, at pads
             any.
         """
-        if not self.copies:
+        if words is None:
             return {"src_tokens": [], "source_words": [], "source_index": [], "source_states": []}
-        words = SourceWords.of(src_tokens)
         if not lengths.all_are(src_tokens.size(1)):
             columns = trace.slot.unsqueeze(-1).expand(-1, -1, token_states.size(-1))
             token_states = token_states.gather(1, columns)
@@ -221,6 +227,8 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
                     earlier.add(index, state)
                 if keep_states:
                     states.append((x.transpose(0, 1), fc_result))
+            else:
+                x = keep_in_graph(x, layer.parameters())
             if str(index + 1) in self.pools:
                 pool = self.pools[str(index + 1)]
                 unpooled = x if unpooled is None else unpooled

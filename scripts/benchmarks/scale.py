@@ -15,8 +15,9 @@ two moments in float32.
 
 A step takes as long as its launches, or as its operations one after the other: each as long as its
 floating-point operations or its bytes take, whichever is more. An update is the steps that its
-documents need, Adam's pass over all weights, and the sum of all gradients over the network, with
-nothing overlapped. Every document is taken to be as long as --length.
+documents need, fairseq's optimizer, and the sum of all gradients over the network, with nothing
+overlapped. The optimizer copies gradients, clips, runs Adam and copies weights, tensor by tensor:
+as long as its launches, or Adam's bytes, take. Every document is taken to be as long as --length.
 
 Left out: loading of data, padding, what the allocator wastes, DistributedDataParallel's buckets
 (2 bytes a parameter, unless --gradient-as-bucket-view), validation, checkpoints.
@@ -34,7 +35,11 @@ from typing import Any
 
 import torch
 from fairseq import __version__ as fairseq_version
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.optim.adam import FairseqAdamConfig
+from fairseq.optim.fp16_optimizer import FP16Optimizer
 from figure_store import Store, code, digest, plugin_source
+from omegaconf import OmegaConf
 from report import duration, table
 from steps import count_step
 from systems import Setup, Work, known
@@ -81,6 +86,7 @@ class Counted:
     Attributes:
         parameters: of the model.
         launches: operations that compute.
+        optimizer_launches: the same of an update's end, see :func:`count_optimizer`.
         flops: floating-point operations.
         device: seconds of the :class:`GPU`, operation by operation.
         peak: bytes of the tensors that are alive together, at most; parameters and their
@@ -89,6 +95,7 @@ class Counted:
 
     parameters: int
     launches: int
+    optimizer_launches: int
     flops: int
     device: float
     peak: int
@@ -158,14 +165,32 @@ def count(name: str, work: Work, gpu: GPU) -> dict[str, Any]:
     """The fields of :class:`Counted`."""
     counter = StepCounter(gpu)
     runner = count_step(name, work, Setup("cpu", "bfloat16"), counter)
-    parameters = sum(parameter.numel() for parameter in runner.system.model.parameters())
+    sizes = [parameter.numel() for parameter in runner.system.model.parameters()]
     return {
-        "parameters": parameters,
+        "parameters": sum(sizes),
         "launches": counter.launches.total(),
+        "optimizer_launches": count_optimizer(len(sizes)),
         "flops": counter.flops,
         "device": counter.device,
         "peak": counter.peak,
     }
+
+
+def count_optimizer(tensors: int) -> int:
+    """Launches of an update's end by ``fairseq-train --bf16`` without apex, of so many parameters:
+    their number decides, not their sizes."""
+    cfg = OmegaConf.structured(FairseqConfig)
+    cfg.common.bf16, cfg.optimizer = True, FairseqAdamConfig(_name="adam")
+    weights = [torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16)) for _ in range(tensors)]
+    optimizer = FP16Optimizer.build_optimizer(cfg, weights)
+    for counter in (WorkCounter(), WorkCounter()):  # the first makes Adam's moments
+        optimizer.backward(torch.stack([weight.sum() for weight in weights]).sum())
+        with counter:
+            optimizer.multiply_grads(0.5)
+            optimizer.clip_grad_norm(1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    return counter.launches.total()
 
 
 @dataclass(frozen=True)
@@ -176,7 +201,7 @@ class Prediction:
         documents: of a GPU's step.
         steps: of an update.
         memory: bytes of a GPU.
-        seconds: of an update, by what takes them: "launches" or "device", "Adam", "network".
+        seconds: of an update, by what takes them: "launches" or "device", "optimizer", "network".
     """
 
     documents: int
@@ -208,7 +233,10 @@ def predict(counted: Counted, gpus: int, batch: int, memory: float, gpu: GPU) ->
     bound = "launches" if launching > computing else "device"
     seconds = {
         bound: steps * max(launching, computing),
-        "Adam": OPTIMIZER_TRAFFIC * counted.parameters / gpu.bandwidth,
+        "optimizer": max(
+            counted.optimizer_launches * gpu.launch,
+            OPTIMIZER_TRAFFIC * counted.parameters / gpu.bandwidth,
+        ),
         "network": 0.0,
     }
     if gpus > 1:
@@ -220,11 +248,12 @@ def predict(counted: Counted, gpus: int, batch: int, memory: float, gpu: GPU) ->
 
 def counted_table(found: dict[str, Counted]) -> str:
     """What was counted, a row an architecture."""
-    head = ["architecture", "parameters", "launches", "operations", "device, predicted",
-            "alive at most, a document"]  # fmt: skip
+    head = ["architecture", "parameters", "launches", "of the optimizer", "operations",
+            "device, predicted", "alive at most, a document"]  # fmt: skip
     return table(head, [
         [f"`{name}`", f"{own.parameters / 1e6:.0f} M", f"{own.launches:,}",
-         f"{own.flops / 1e12:.2f} T", duration(own.device), f"{own.peak / 1e9:.1f} GB"]
+         f"{own.optimizer_launches:,}", f"{own.flops / 1e12:.2f} T", duration(own.device),
+         f"{own.peak / 1e9:.1f} GB"]
         for name, own in found.items()
     ])  # fmt: skip
 

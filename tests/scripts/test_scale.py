@@ -1,6 +1,7 @@
 """What a step is counted to take, and what follows from it for several GPUs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,17 +71,27 @@ def test_an_expanded_tensor_is_read_once() -> None:
 
 
 def test_an_update_fills_the_memory_and_counts_every_step() -> None:
-    counted = Counted(parameters=10**9, launches=1000, flops=0, device=0.002, peak=5 * 10**9)
+    counted = Counted(10**9, 1000, 3000, flops=0, device=0.002, peak=5 * 10**9)
     gpu = GPU()
     one = predict(counted, 1, 100, 72e9, gpu)
     assert one == Prediction(8, 13, 60 * 10**9, one.seconds)  # 8 documents fit, 16 do not
-    assert one.seconds == {"device": 13 * 0.016, "Adam": 40e9 / gpu.bandwidth, "network": 0}
+    assert one.seconds == {"device": 13 * 0.016, "optimizer": 3000 * gpu.launch, "network": 0}
     many = predict(counted, 64, 100, 72e9, gpu)
     assert (many.documents, many.steps) == (2, 1)
     assert many.seconds["launches"] == pytest.approx(0.006)
     assert many.seconds["network"] == pytest.approx(2 * 63 / 64 * 2e9 / gpu.between)
     assert many.update == pytest.approx(sum(many.seconds.values()))
     assert predict(counted, 8, 100, 24e9, gpu) is None
+    few = predict(replace(counted, optimizer_launches=100), 1, 100, 72e9, gpu)
+    assert few.seconds["optimizer"] == 40e9 / gpu.bandwidth
+
+
+def test_the_optimizer_goes_over_weights_one_by_one() -> None:
+    """Adam alone multiplies, adds and divides each; then come copies, norm and scales."""
+    launches = [scale.count_optimizer(tensors) for tensors in (10, 20, 40)]
+    ten = launches[1] - launches[0]
+    assert ten >= 80
+    assert launches[2] == launches[1] + 2 * ten
 
 
 @pytest.mark.slow

@@ -5,10 +5,13 @@ are what fairseq stores beside tensors; none of them runs code when it is loaded
 """
 
 import functools
+import hashlib
+import json
 import logging
-import os
 import re
 import shutil
+import sys
+import uuid
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -58,7 +61,9 @@ def is_torn(path: Path) -> bool:
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
-                return archive.testzip() is not None
+                starts = [member.header_offset for member in archive.infolist()]
+                # after a write that failed, fairseq's next attempt goes on in the same file
+                return min(starts, default=0) > 0 or archive.testzip() is not None
         except zipfile.BadZipFile:
             return True
     with path.open("rb") as file:
@@ -91,7 +96,7 @@ def replace_torn(last: Path) -> None:
         return
     newest = found[max(found)]
     logger.warning("%s is torn: going on from %s, at %d updates", last, newest.name, max(found))
-    partial = last.with_name(f".{last.name}.partial-{os.getpid()}")
+    partial = last.with_name(f".{last.name}.partial-{uuid.uuid4().hex}")
     try:
         shutil.copyfile(newest, partial)
         partial.replace(last)
@@ -117,6 +122,10 @@ _load_checkpoint = checkpoint_utils.load_checkpoint
 
 @functools.wraps(_load_checkpoint)
 def _load_whole_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
+    _forget_other_trainings()
+    check_best = getattr(trainer.task, "check_best_metric", None)
+    if check_best is not None and not trainer.cfg.dataset.disable_validation:
+        check_best(cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric)
     # Shards have a suffix, and must all be of the same update.
     if cfg.restore_file == "checkpoint_last.pt" and not trainer.checkpoint_suffix:
         replace_torn(Path(cfg.save_dir, cfg.restore_file))
@@ -124,6 +133,16 @@ def _load_whole_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
     # refuses there, and without the options beside the parameters.
     cfg.load_checkpoint_on_all_dp_ranks = True
     return _load_checkpoint(cfg, trainer, **kwargs)
+
+
+def _forget_other_trainings() -> None:
+    """A process may train one model after the other, as hydra's `--multirun` does; fairseq keeps
+    what the best one had and how long it was no better as attributes of its functions."""
+    train = sys.modules.get("fairseq_cli.train")
+    for function in (checkpoint_utils.save_checkpoint, getattr(train, "should_stop_early", None)):
+        for name in ("best", "num_runs"):
+            if hasattr(function, name):
+                delattr(function, name)
 
 
 checkpoint_utils.load_checkpoint = _load_whole_checkpoint
@@ -181,8 +200,20 @@ def _plain_options(state: Dict[str, Any]) -> Dict[str, Any]:
         return _flat(vars(args))
     if cfg is None or "model" not in cfg or cfg["model"] is None:
         return {}
-    task = cfg["task"] if "task" in cfg and cfg["task"] is not None else {}
-    return {**_flat(as_dict(cfg["model"])), "task": as_dict(task).get("_name")}
+    task = as_dict(cfg["task"] if "task" in cfg and cfg["task"] is not None else {})
+    return {
+        **_flat(as_dict(cfg["model"])),
+        "task": task.get("_name"),
+        "prepend_bos": task.get("prepend_bos"),
+        "dictionaries": (state.get("task_state") or {}).get("dictionaries"),
+    }
+
+
+def dictionary_digest(source: Any, target: Any) -> str:
+    """A hash of two dictionaries' words, in their order: the rows of a model's embeddings have no
+    other name."""
+    words = json.dumps([dictionary.symbols for dictionary in (source, target)])
+    return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def was_trained_with_bos(model_cfg: Any) -> bool:

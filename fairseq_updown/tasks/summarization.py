@@ -20,7 +20,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from omegaconf import open_dict
 
-from ..checkpoints import was_trained_with_bos
+from ..checkpoints import dictionary_digest, was_trained_with_bos
 from ..data.bpe import bpe_of_program, build_bpe
 from ..data.summarization_dataset import (
     SummarizationDataset,
@@ -99,6 +99,7 @@ class SummarizationTask(TranslationTask):
     def __init__(self, cfg: SummarizationConfig, src_dict: Any, tgt_dict: Any):
         super().__init__(cfg, src_dict, tgt_dict)
         self._model_positions: List[Tuple[int, int]] = []
+        self._evaluates = False  # a model from a checkpoint
 
     @classmethod
     def setup_task(
@@ -117,6 +118,30 @@ class SummarizationTask(TranslationTask):
                     "--prepend-bos; leave one of them out"
                 )
         return super().setup_task(cfg, **kwargs)
+
+    def check_best_metric(self, metric: str, maximize: bool) -> None:
+        """Refuses a ROUGE as `--best-checkpoint-metric` that is not there at the first validation,
+        or of which the worst checkpoint would be kept.
+
+        Raises:
+            ValueError: what to give.
+        """
+        if not metric.lower().startswith("rouge"):
+            return
+        if metric not in ROUGE_TYPES:
+            raise ValueError(f"--best-checkpoint-metric {metric}: choose {', '.join(ROUGE_TYPES)}")
+        if not self.cfg.eval_rouge:
+            raise ValueError(f"--best-checkpoint-metric {metric}: give --eval-rouge, too")
+        if not maximize:
+            raise ValueError(
+                f"--best-checkpoint-metric {metric}: give --maximize-best-checkpoint-metric, too, "
+                "for more is better"
+            )
+
+    def state_dict(self) -> Dict[str, Any]:
+        """What checkpoints keep of the task: the parent's, and which dictionaries it has."""
+        digest = dictionary_digest(self.src_dict, self.tgt_dict)
+        return {**super().state_dict(), "dictionaries": digest}
 
     # ---------------------------------------------------------------------------------- limits
 
@@ -140,6 +165,8 @@ class SummarizationTask(TranslationTask):
             logger.info("--prepend-bos, for the checkpoint was trained with it")
             self.cfg.prepend_bos = True
         model = super().build_model(cfg, from_checkpoint)
+        model.prepends_bos = self.cfg.prepend_bos
+        self._evaluates = from_checkpoint
         self._model_positions.append(model.max_positions())
         if self.cfg.eval_rouge:
             detok_args = _parse_json_object(self.cfg, "eval_rouge_detok_args")
@@ -249,7 +276,7 @@ class SummarizationTask(TranslationTask):
         kept, ignored = dataset.filter_indices_by_size(indices, max_positions)
         if len(ignored) == 0:
             return kept
-        training = dataset is self.datasets.get(self.cfg.train_subset)
+        training = not self._evaluates and dataset is self.datasets.get(self.cfg.train_subset)
         source, target = (max(sizes) for sizes in zip(*(dataset.size(i) for i in ignored)))
         message = (
             f"{len(ignored)} of {len(indices)} samples are too long (longest source {source} "
@@ -266,10 +293,10 @@ class SummarizationTask(TranslationTask):
         return kept
 
     def can_reuse_epoch_itr(self, dataset: Any) -> bool:
-        """Not in training: a restart could not draw an earlier epoch's batches again."""
-        return dataset is not self.datasets.get(self.cfg.train_subset) and (
-            super().can_reuse_epoch_itr(dataset)
-        )
+        """Not in training: a restart could not draw an earlier epoch's batches again. Nor for what
+        is read once and gone: fairseq would keep it as long as the task."""
+        kept = [own for split, own in self.datasets.items() if split != self.cfg.train_subset]
+        return any(dataset is own for own in kept) and super().can_reuse_epoch_itr(dataset)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As the parent's, but every sample is in some batch, and no worker outlives its iterator.

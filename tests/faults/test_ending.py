@@ -1,6 +1,9 @@
 """A program whose work is done ends with status 0, whatever fairseq's threads are at."""
 
+import threading
 from pathlib import Path
+
+from fairseq.data.iterators import BufferedIterator
 
 from ..support.commands import run
 
@@ -39,6 +42,16 @@ from fairseq.data.iterators import BufferedIterator
 batches = BufferedIterator(5, torch.utils.data.DataLoader(range(12), 4, num_workers=2))
 print([next(batches).tolist() for _ in range(len(batches))], multiprocessing.active_children())
 """
+
+
+def test_a_thread_ends_with_what_it_prefetches_for() -> None:
+    """As of a validation that `--max-valid-steps` ends."""
+    before = set(threading.enumerate())
+    batches = BufferedIterator(5, range(10_000))
+    assert next(batches) == 0
+    (thread,) = set(threading.enumerate()) - before
+    del batches
+    assert not thread.is_alive()
 
 
 def test_workers_end_with_their_epoch(tmp_path: Path) -> None:

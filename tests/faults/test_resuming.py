@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import train_arguments
 from fairseq import checkpoint_utils
+from fairseq_cli.train import should_stop_early
 
 from fairseq_updown.checkpoints import is_torn, replace_torn
 from fairseq_updown.tasks.summarization import SummarizationConfig, SummarizationTask
@@ -104,6 +105,7 @@ TEARS = {
     "empty": lambda content: b"",
     "zeros within": lambda content: content[:900] + bytes(2000) + content[2900:],
     "zeros": lambda content: bytes(len(content)),
+    "written again behind a part": lambda content: content[:500] + content,
 }
 
 
@@ -152,8 +154,15 @@ def test_fairseq_asks_before_it_loads(tmp_path: Path) -> None:
     save(tmp_path / "checkpoint_1_5.pt", 5)
     (tmp_path / "checkpoint_last.pt").write_bytes(b"PK")
 
+    checked = []
+
+    class Task:
+        def check_best_metric(self, *given: Any) -> None:
+            checked.append(given)
+
     class Trainer:
-        checkpoint_suffix = ""
+        checkpoint_suffix, task = "", Task()
+        cfg = SimpleNamespace(dataset=SimpleNamespace(disable_validation=False))
 
         def load_checkpoint(self, path: str, *args: Any, **kwargs: Any) -> None:
             raise InterruptedError(updates(Path(path)))
@@ -161,10 +170,16 @@ def test_fairseq_asks_before_it_loads(tmp_path: Path) -> None:
     cfg = SimpleNamespace(
         restore_file="checkpoint_last.pt", save_dir=str(tmp_path), optimizer_overrides="{}",
         finetune_from_model=None, reset_optimizer=False, reset_lr_scheduler=False,
-        reset_meters=False, reset_dataloader=False,
+        reset_meters=False, reset_dataloader=False, best_checkpoint_metric="loss",
+        maximize_best_checkpoint_metric=False,
     )  # fmt: skip
+    # what a training before it in this process had
+    checkpoint_utils.save_checkpoint.best = should_stop_early.num_runs = 1
     with pytest.raises(InterruptedError, match="5"):
         checkpoint_utils.load_checkpoint(cfg, Trainer())
+    assert checked == [("loss", False)]
+    assert not hasattr(checkpoint_utils.save_checkpoint, "best")
+    assert not hasattr(should_stop_early, "num_runs")
 
 
 # ----------------------------------------------------------------------------------- real kills

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import PLUGIN, run, train_arguments
+from fairseq import checkpoint_utils
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.data import ListDataset
 from hypothesis import given
@@ -180,6 +181,44 @@ def test_documents_of_64k_tokens_are_batched_by_length(work: Path, buckets: int)
     assert padding < sizes.sum() * (0.2 if buckets == 0 else 0.6)
 
 
+@pytest.mark.parametrize(
+    ("metric", "options", "message"),
+    [
+        ("rougeL", {}, "rougeL: give --eval-rouge, too"),
+        ("rougeL", dict(eval_rouge=True), "rougeL: give --maximize-best-checkpoint-metric, too"),
+        ("rouge_l", dict(eval_rouge=True), "rouge_l: choose rouge1, rouge2, rougeL, rougeLsum"),
+    ],
+)
+def test_a_rouge_that_is_not_there_at_validation_is_refused_at_the_start(
+    work: Path, metric: str, options: Dict[str, Any], message: str
+) -> None:
+    task = make_task(work, **options)
+    with pytest.raises(ValueError, match=message):
+        task.check_best_metric(metric, maximize=False)
+    task.check_best_metric("nll_loss", maximize=False)
+    make_task(work, eval_rouge=True).check_best_metric("rougeLsum", maximize=True)
+
+
+def test_nothing_is_kept_of_what_is_read_once(work: Path) -> None:
+    """As `fairseq-interactive` reads its buffers."""
+    task = make_task(work)
+    dataset = task.build_dataset_for_inference([torch.arange(4, 24)], [20])
+    assert len(task.get_batch_iterator(dataset, max_tokens=300).next_epoch_itr()) == 1
+    assert not task.dataset_to_epoch_iter
+
+
+def test_generation_may_leave_out_what_is_too_long_of_the_training_set(
+    work: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = make_task(work, max_source_positions=30)
+    task.build_model(Namespace(**STOCK, arch="updown_transformer"), from_checkpoint=True)
+    task.load_dataset("train")
+    dataset, limits = task.dataset("train"), task.max_positions()
+    kept = task.filter_indices_by_size(np.arange(len(dataset)), dataset, limits, True)
+    assert 0 < len(kept) < len(dataset)
+    assert "and are left out" in caplog.text
+
+
 def test_too_long_samples_are_refused_even_in_training(work: Path) -> None:
     task = make_task(work, max_source_positions=30)
     for split in ("train", "valid"):
@@ -345,6 +384,23 @@ def test_rouge_of_generation_validation_and_the_printed_text_agree(
     last = checkpoint.with_name("train.log").read_text().split("| valid | ")[-1]
     logged = {name: float(re.search(rf"\| {name} ([\d.]+) ", last)[1]) for name in ROUGE_TYPES}
     assert logged == pytest.approx(means, abs=0.011)
+
+
+def test_a_dictionary_of_as_many_other_words_is_refused_and_a_missing_bos_told(
+    work: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
+    task = make_task(work)
+    model = task.build_model(state["cfg"].model)
+    model.load_state_dict(state["model"])
+    assert "--prepend-bos" not in caplog.text
+    state["model"].options["prepend_bos"] = True
+    model.load_state_dict(state["model"])
+    assert "trained with --prepend-bos, and goes on without" in caplog.text
+    words = task.tgt_dict.symbols
+    words[5], words[6] = words[6], words[5]
+    with pytest.raises(ValueError, match="trained with other dictionaries than dict"):
+        model.load_state_dict(state["model"])
 
 
 @pytest.mark.slow

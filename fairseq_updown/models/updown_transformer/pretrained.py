@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...attention.copying import CONTINUE_OFF
 from ...attention.quotation import LONGEST_MATCH
-from ...checkpoints import stored_options
+from ...checkpoints import dictionary_digest, stored_options
 from .options import flag_of
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,12 @@ def adapt_stored(state_dict: Dict[str, Tensor], model: Any) -> Dict[str, Tensor]
     """
     options = stored_options(state_dict)
     check_meaning(options, model.cfg)
+    if options.get("prepend_bos") and not getattr(model, "prepends_bos", True):
+        logger.warning(
+            "the checkpoint was trained with --prepend-bos, and goes on without: give it, too"
+        )
+    if options.get("dictionaries") and not is_bart(options):
+        check_dictionaries(options["dictionaries"], model)
     adapted = drop_heads(state_dict)
     if is_bart(options):
         fit_vocabularies(adapted, options, model)
@@ -135,6 +141,23 @@ def check_meaning(options: Dict[str, Any], cfg: Any) -> None:
         raise ValueError(
             "the checkpoint was trained with other options, by which its parameters mean something "
             f"else: {'; '.join(remedies)}"
+        )
+
+
+def check_dictionaries(stored: str, model: Any) -> None:
+    """Refuses parameters of other words: rows would load, and mean something else.
+
+    Args:
+        stored: see :func:`dictionary_digest`.
+
+    Raises:
+        ValueError: what to give.
+    """
+    if stored != dictionary_digest(model.encoder.dictionary, model.decoder.dictionary):
+        raise ValueError(
+            "the checkpoint was trained with other dictionaries than dict.*.txt of the data: give "
+            "the folder that fairseq-preprocess made for it (new data: --srcdict with its "
+            "dictionary), or train from nothing in another --save-dir"
         )
 
 

@@ -36,9 +36,11 @@ class RepeatBlocker(nn.Module):
         recent = said[:, said.size(1) - self.size + 1 :].unsqueeze(1)
         repeats = (runs[:, :, :-1] == recent).all(dim=2)
         penalty = torch.zeros_like(repeats, dtype=lprobs.dtype).masked_fill(repeats, -math.inf)
-        blocked = lprobs.scatter_add(1, runs[:, :, -1], penalty)
-        nothing_left = blocked.eq(-math.inf).all(dim=1, keepdim=True)
-        return lprobs.copy_(torch.where(nothing_left, lprobs, blocked))
+        ends = runs[:, :, -1]  # of few words, beside the vocabulary
+        free = lprobs.gather(1, ends)
+        lprobs.scatter_add_(1, ends, penalty)
+        nothing_left = lprobs.amax(dim=1, keepdim=True) == -math.inf
+        return lprobs.scatter_(1, ends, torch.where(nothing_left, free, lprobs.gather(1, ends)))
 
 
 def fix_repeat_blocker(generator: Any) -> Any:

@@ -34,11 +34,15 @@ def test_exactly_the_repeats_are_forbidden(rows: list, size: int, step: int) -> 
 
 
 def test_a_forced_prefix_may_repeat() -> None:
-    """Only the prefix's next token is left, and it would repeat a pair: it stays."""
-    tokens = torch.tensor([[2, 4, 5, 4, 1, 1]])
-    lprobs = torch.full((1, 9), -math.inf)
-    lprobs[0, 5] = -0.5
-    assert RepeatBlocker(2)(tokens, lprobs.clone(), 1, 1, 3).equal(lprobs)
+    """Only the prefix's next token is left, and it would repeat a pair: it stays. In another row
+    others are left."""
+    tokens = torch.tensor([[2, 4, 5, 4, 1, 1], [2, 4, 5, 4, 1, 1]])
+    lprobs = torch.full((2, 9), -math.inf)
+    lprobs[:, 5] = -0.5
+    lprobs[1, 6] = -2.0
+    expected = lprobs.clone()
+    expected[1, 5] = -math.inf
+    assert RepeatBlocker(2)(tokens, lprobs, 2, 1, 3).equal(expected)
 
 
 def generator(model: Any, **options: Any) -> Any:

@@ -157,10 +157,23 @@ def test_feed_forward_calls_hooks() -> None:
 
 def test_feed_forward_under_autocast() -> None:
     fast = layer().float().train()
+    plain = copy.deepcopy(fast)
+    del plain.feed_forward
     x = torch.randn(4, 16, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = fast.feed_forward(x)
+        out, expected = fast.feed_forward(x), plain.feed_forward(y)
     assert out.dtype == torch.bfloat16
-    out.sum().backward()
-    assert fast.fc1.weight.grad is not None
-    assert fast.fc1.weight.grad.dtype == torch.float32
+    assert out.equal(expected)
+    found = gradients(fast, x, out)
+    assert all(grad.dtype == torch.float32 for grad in found)
+    assert all(map(torch.equal, found, gradients(plain, y, expected)))
+
+
+@torch.no_grad()
+def test_feed_forward_without_gradients() -> None:
+    fast = layer()
+    x = torch.randn(3, 5, 16, dtype=torch.float64)
+    before = x.clone()
+    assert fast.feed_forward(x).equal(type(fast).feed_forward(fast, x))
+    assert x.equal(before)

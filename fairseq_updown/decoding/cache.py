@@ -194,7 +194,8 @@ def select_rows(
 
 
 def write(buffer: Optional[Tensor], position: int, new: Tensor, dim: int = 1) -> Tensor:
-    """Writes `new` `(S, *, K, *)` at `position` of `buffer`, in place while it has room.
+    """Writes `new` `(S, *, K, *)` at `position` of `buffer`, in place while it has room and no
+    gradient needs what was there.
 
     Args:
         dim: that of the positions, before the beams.
@@ -208,5 +209,7 @@ def write(buffer: Optional[Tensor], position: int, new: Tensor, dim: int = 1) ->
         if buffer is not None:
             grown.narrow(dim, 0, position).copy_(buffer.narrow(dim, 0, position))
         buffer = grown
+    elif torch.is_grad_enabled() and (buffer.requires_grad or new.requires_grad):
+        buffer = buffer.clone()
     buffer.select(dim, position).copy_(new)
     return buffer

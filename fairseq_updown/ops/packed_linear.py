@@ -266,9 +266,10 @@ def _step(
     prev_output_tokens: Tensor,
     encoder_out: Any = None,
     incremental_state: Optional[Dict[str, Any]] = None,
+    *args: Any,
     **kwargs: Any,
 ) -> Any:
     if incremental_state is not None:
         pack_linear_layers(decoder)
     with decoder.step_precision.step(incremental_state, prev_output_tokens.size(0)):
-        return forward(prev_output_tokens, encoder_out, incremental_state, **kwargs)
+        return forward(prev_output_tokens, encoder_out, incremental_state, *args, **kwargs)

@@ -4,6 +4,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.models.transformer import TransformerDecoderBase
+from fairseq.modules import LearnedPositionalEmbedding
 from torch import Tensor, nn
 
 from ...attention.copying import CopyGate, SourceWords, copied_mass, log_mixture, spread
@@ -48,6 +49,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         prev_output_tokens: Tensor,
         encoder_out: Optional[EncoderOut] = None,
         incremental_state: Optional[IncrementalState] = None,
+        *args: Any,
         **kwargs: Any,
     ) -> Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]:
         """fairseq's, all tokens at once in the precision of `--updown-autocast`; logits
@@ -56,7 +58,9 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         # A step reads each weight once: casting it there would take longer than it gains.
         autocast = self.autocast if incremental_state is None else OFF
         with mixed_precision(autocast, self.embed_tokens.weight):
-            x, extra = super().forward(prev_output_tokens, encoder_out, incremental_state, **kwargs)
+            x, extra = super().forward(
+                prev_output_tokens, encoder_out, incremental_state, *args, **kwargs
+            )
         return (x if autocast == OFF else full_precision(x)), extra
 
     def get_normalized_probs(
@@ -122,7 +126,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             computed at once, except in training, `copied_from` `[(rows, tgt_len, src_len)]`.
 
         Raises:
-            ValueError: `full_context_alignment`, or more tokens than `--max-target-positions`.
+            ValueError: `full_context_alignment`, or more tokens than `--max-target-positions` (of
+                steps only where positions are learned).
         """
         if full_context_alignment:
             raise ValueError(
@@ -314,7 +319,8 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
 
     def embed(self, tokens: Tensor, incremental_state: Optional[IncrementalState]) -> Tensor:
         """Embeds tokens and positions, `(rows, tgt_len or 1, embed_dim)`, as fairseq does."""
-        if tokens.size(1) > self.max_positions():
+        learned = isinstance(self.embed_positions, LearnedPositionalEmbedding)
+        if tokens.size(1) > self.max_positions() and (learned or incremental_state is None):
             raise ValueError(
                 f"a target of {tokens.size(1)} tokens exceeds --max-target-positions "
                 f"{self.max_positions()}; raise it or truncate (--truncate-target)"

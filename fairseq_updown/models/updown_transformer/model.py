@@ -54,16 +54,24 @@ class UpdownTransformerModel(TransformerModelBase):
         Raises:
             ValueError: an option is out of range or cannot work with compression.
         """
-        given: Any = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else vars(cfg)
-        args = resolve(migrate(given))
+        given: Any = vars(cfg)
+        if isinstance(cfg, DictConfig):  # text: fairseq's enumerations cannot be pickled
+            given = OmegaConf.to_container(cfg, enum_to_str=True)
+        given = migrate(given)
         # The latter of tasks that are older than fairseq's configurations.
         task_cfg = getattr(task, "cfg", None) or getattr(task, "args", None)
-        for name, default in (
+        positions = (
             ("max_source_positions", DEFAULT_MAX_SOURCE_POSITIONS),
             ("max_target_positions", DEFAULT_MAX_TARGET_POSITIONS),
-        ):
+        )
+        for name, default in positions:  # one flag sets both, yaml may say it to the task alone
+            of_task = getattr(task_cfg, name, None)
+            if given.get(name) is None and of_task != default:
+                given[name] = of_task
+        args = resolve(given)
+        for name, default in positions:
             if not hasattr(args, name):
-                setattr(args, name, getattr(task_cfg, name, None) or default)
+                setattr(args, name, default)
         validate(args)
         if getattr(task_cfg, "left_pad_target", False):
             raise ValueError(
@@ -125,9 +133,18 @@ class UpdownTransformerModel(TransformerModelBase):
 
         Learned positions fit any `--max-source-positions`, see :func:`tile_positions`.
 
+        Args:
+            name: of this model in the one that is loaded, "" if it is the whole.
+
         Raises:
             ValueError: the checkpoint is of a model of ours with other options.
         """
+        if name:
+            own = {k: state_dict.pop(k) for k in list(state_dict) if k.startswith(f"{name}.")}
+            own = {key.removeprefix(f"{name}."): value for key, value in own.items()}
+            self.upgrade_state_dict_named(own, "")
+            state_dict.update({f"{name}.{key}": value for key, value in own.items()})
+            return
         # fairseq's averages of training (--store-ema) lack it, and would be taken for its oldest
         # checkpoints, which have no final layer norms.
         for stack in ("encoder", "decoder"):

@@ -383,19 +383,21 @@ class SummarizationTask(TranslationTask):
 
     def valid_step(self, sample: Dict[str, Any], model: Any, criterion: Any) -> Any:
         sample = dict(sample)  # fairseq may hold on to it, for steps in which others train
-        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
-        if self.cfg.eval_rouge:
+        if not self.cfg.eval_rouge:
+            return super().valid_step(sample, model, criterion)
+        with _encoded_once(model.encoder):
+            loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
             with _attention([model], False):  # fairseq's search would keep it of every step
                 found = self.inference_step(self.rouge_generator, [model], sample)
-            hypotheses = [self._text(best[0]["tokens"]) for best in found]
-            references = [self._text(tokens, reference=True) for tokens in sample["target"]]
-            if self.cfg.eval_rouge_print_samples:
-                logger.info("example hypothesis: %s", hypotheses[0])
-                logger.info("example reference: %s", references[0])
-            scores = [self.rouge(*pair) for pair in zip(hypotheses, references)]
-            logging_output["_rouge_samples"] = len(scores)
-            for name in ROUGE_TYPES:
-                logging_output[f"_{name}"] = float(np.sum([score[name] for score in scores]))
+        hypotheses = [self._text(best[0]["tokens"]) for best in found]
+        references = [self._text(tokens, reference=True) for tokens in sample["target"]]
+        if self.cfg.eval_rouge_print_samples:
+            logger.info("example hypothesis: %s", hypotheses[0])
+            logger.info("example reference: %s", references[0])
+        scores = [self.rouge(*pair) for pair in zip(hypotheses, references)]
+        logging_output["_rouge_samples"] = len(scores)
+        for name in ROUGE_TYPES:
+            logging_output[f"_{name}"] = float(np.sum([score[name] for score in scores]))
         return loss, sample_size, logging_output
 
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: Any) -> None:
@@ -425,6 +427,30 @@ class SummarizationTask(TranslationTask):
         if self.rouge_bpe is not None:
             text = self.rouge_bpe.decode(text)
         return self.rouge_detokenizer.decode(text)
+
+
+@contextmanager
+def _encoded_once(encoder: Any) -> Iterator[None]:
+    """Lets a search go on from what the loss has encoded, if it was of the same sources."""
+    last: Dict[str, Any] = {}
+
+    def keep(module: Any, inputs: Tuple[Any, ...], out: Any) -> None:
+        last.clear()
+        if inputs and isinstance(out, dict):
+            last.update(tokens=inputs[0], out={**out, "encoder_states": []})
+
+    def encode(net_input: Dict[str, torch.Tensor]) -> Any:
+        if last and last["tokens"] is net_input["src_tokens"]:
+            return last["out"]
+        return type(encoder).forward_torchscript(encoder, net_input)
+
+    hook = encoder.register_forward_hook(keep)
+    encoder.forward_torchscript = encode
+    try:
+        yield
+    finally:
+        hook.remove()
+        del encoder.forward_torchscript
 
 
 @contextmanager

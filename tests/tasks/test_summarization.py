@@ -312,8 +312,15 @@ def test_validation_keeps_no_attention_and_no_sample(work: Path) -> None:
         return found
 
     task.inference_step = spy  # type: ignore[method-assign]
+    encoded: List[Any] = []
+    hook = model.encoder.layers[0].register_forward_hook(lambda *_: encoded.append(1))
     criterion = LabelSmoothedCrossEntropyCriterion(task, False, 0.1)
     _, _, logged = task.valid_step(batch, model, criterion)
+    assert len(encoded) == 1  # for the loss and the search
+    hook.remove()
+    again = generate(task.rouge_generator, [model], dict(batch))
+    for beams, expected in zip(found, again):
+        assert [x["tokens"].tolist() for x in beams] == [x["tokens"].tolist() for x in expected]
     assert logged["_rouge_samples"] == len(found) == len(batch["id"])
     assert all(len(best["attention"]) == 0 for beams in found for best in beams)
     assert model.decoder.layers[-1].need_attn

@@ -126,8 +126,7 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
             computed at once, except in training, `copied_from` `[(rows, tgt_len, src_len)]`.
 
         Raises:
-            ValueError: `full_context_alignment`, or more tokens than `--max-target-positions` (of
-                steps only where positions are learned).
+            ValueError: `full_context_alignment`, or more tokens than `--max-target-positions`.
         """
         if full_context_alignment:
             raise ValueError(

@@ -213,7 +213,7 @@ def dictionary_digest(source: Any, target: Any) -> str:
     """A hash of two dictionaries' words, in their order: the rows of a model's embeddings have no
     other name."""
     words = json.dumps([dictionary.symbols for dictionary in (source, target)])
-    return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def was_trained_with_bos(model_cfg: Any) -> bool:

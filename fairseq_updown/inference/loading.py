@@ -15,7 +15,7 @@ from fairseq.data import data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from ..data.parallel_text import read_sentencepiece
-from ..decoding.repeats import fix_repeat_blocker
+from ..decoding.search import fix_search
 from ..decoding.search_options import check_value
 from ..errors import UserError, first_line
 from ..models.updown_transformer.decoder import UpdownTransformerDecoder
@@ -228,4 +228,4 @@ def build_generator(task: Any, models: Sequence[Any], search: Namespace) -> Any:
             f"--min-len {search.min_len} is more than the {longest} pieces of a longest summary "
             "(--max-len-b, and the checkpoint's --max-target-positions): make it smaller"
         )
-    return fix_repeat_blocker(task.build_generator(models, search))
+    return fix_search(task.build_generator(models, search))

@@ -152,6 +152,10 @@ class PackedWeights:
         self.packed: Dict[nn.Module, Any] = {}
         self.version: Dict[nn.Module, Tuple[int, int]] = {}
 
+    def __reduce__(self) -> Tuple[Any, ...]:
+        """A copy packs anew: torch's library copies nothing that it packed."""
+        return PackedWeights, (self.format,)
+
     def begin(self, rows: int) -> None:
         """A step of `rows` hypotheses begins."""
         if rows != self.rows and self.format.of_rows:

@@ -28,7 +28,7 @@ from ..data.summarization_dataset import (
     TruncationCount,
     truncate,
 )
-from ..decoding.repeats import fix_repeat_blocker
+from ..decoding.search import fix_search
 from ..decoding.search_options import OPTIONS, check_options, check_value
 from ..scoring.rouge import ROUGE_TYPES, Rouge
 
@@ -358,7 +358,7 @@ class SummarizationTask(TranslationTask):
             generator.extract_alignment = partial(
                 _align_what_is_printed, generator.extract_alignment, self.src_dict.bos()
             )
-        return fix_repeat_blocker(generator)
+        return fix_search(generator)
 
     def inference_step(
         self,

@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from toy import CONFIGURATIONS, EXACT, STOCK, build, random_tokens, toy_task
 
+from fairseq_updown.ops.packed_linear import FORMATS
+
 State = Dict[str, Dict[str, Any]]
 
 
@@ -130,3 +132,30 @@ def test_a_copied_state_goes_on_apart(name: str) -> None:
         target = torch.cat([begin, tokens(2, length)], dim=1)
         found = steps(model, encoder_out, target, copy.deepcopy(state), first=7)
         torch.testing.assert_close(found, at_once(model, source, target)[:, 7:], **EXACT)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", list(FORMATS))
+def test_a_copied_state_packs_its_own_weights(precision: str) -> None:
+    model = build(updown_step_precision=precision).float()
+    source, target = tokens(2, 17), tokens(2, 24)
+    encoder_out, state = model.encoder(source), {}
+    steps(model, encoder_out, target[:, :12], state)
+    copies = [copy.deepcopy(state), pickle.loads(pickle.dumps(state))]
+    expected = steps(model, encoder_out, target, state, first=12)
+    for copied in copies:
+        found = steps(model, encoder_out, target, copied, first=12)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_padding_may_pass_the_longest_target(learned: bool) -> None:
+    """fairseq's --required-seq-len-multiple pads."""
+    options = dict(max_target_positions=14, decoder_learned_pos=learned)
+    model, source, target = build(**options), tokens(), tokens()
+    padded = torch.nn.functional.pad(target, (0, 2), value=1)
+    found = at_once(model, source, padded)[:, :14]
+    torch.testing.assert_close(found, at_once(model, source, target), **EXACT)
+    padded[1, 14] = 5
+    with pytest.raises(ValueError, match="15 tokens exceeds --max-target-positions 14"):
+        at_once(model, source, padded)

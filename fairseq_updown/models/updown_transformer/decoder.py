@@ -320,10 +320,12 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         """Embeds tokens and positions, `(rows, tgt_len or 1, embed_dim)`, as fairseq does."""
         learned = isinstance(self.embed_positions, LearnedPositionalEmbedding)
         if tokens.size(1) > self.max_positions() and (learned or incremental_state is None):
-            raise ValueError(
-                f"a target of {tokens.size(1)} tokens exceeds --max-target-positions "
-                f"{self.max_positions()}; raise it or truncate (--truncate-target)"
-            )
+            longest = int(tokens.ne(self.padding_idx).sum(dim=1).max())
+            if longest > self.max_positions():
+                raise ValueError(
+                    f"a target of {longest} tokens exceeds --max-target-positions "
+                    f"{self.max_positions()}; raise it or truncate (--truncate-target)"
+                )
         positions = None
         if self.embed_positions is not None:
             positions = self.embed_positions(tokens, incremental_state=incremental_state)

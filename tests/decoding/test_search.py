@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import build, random_tokens, toy_task
 
-from fairseq_updown.decoding.repeats import RepeatBlocker
+from fairseq_updown.decoding.search import RepeatBlocker
 from fairseq_updown.tasks.summarization import SummarizationConfig, SummarizationTask
 
 
@@ -67,6 +67,25 @@ def test_generated_text_repeats_no_run_of_tokens(size: int) -> None:
         assert len(set(runs)) == len(runs)
     free = generator(model, **options).generate([model], sample)[0][0]["tokens"].tolist()
     assert len(set(pairwise(free))) < len(free) - 1  # without the option it does repeat
+
+
+def test_diverse_beams_do_not_depend_on_the_numbers_of_the_sentences() -> None:
+    model = build(seed=11)
+    model.decoder.output_projection.weight.data.mul_(3)  # surer: a sentence finishes early
+    source = random_tokens(torch.Generator().manual_seed(2), 4, 19)
+    source[1, :7], source[2, :16] = 1, 1
+    options = dict(beam=4, diverse_beam_groups=2, diverse_beam_strength=2.0, max_len_b=22)
+    search = generator(model, **options)
+
+    def said(sample: Any) -> Any:
+        found = search.generate([model], sample)
+        return [[beam["tokens"].tolist() for beam in hypotheses] for hypotheses in found]
+
+    alone = [said({"net_input": {"src_tokens": row[row.ne(1)].unsqueeze(0)}})[0] for row in source]
+    assert sum(max(map(len, beams)) < 20 for beams in alone) == 1
+    for numbers in ([40, 7, 5, 0], [1, 3, 2, 0]):
+        sample = {"id": torch.tensor(numbers), "net_input": {"src_tokens": source}}
+        assert said(sample) == alone
 
 
 SEARCHES = {

@@ -1,9 +1,10 @@
 """What beam search needs and the packaged fairseq gets wrong."""
 
 import math
-from typing import Any
+from typing import Any, Optional, Tuple
 
 import torch
+from fairseq.search import DiverseBeamSearch
 from torch import Tensor, nn
 
 
@@ -43,9 +44,44 @@ class RepeatBlocker(nn.Module):
         return lprobs.scatter_(1, ends, torch.where(nothing_left, free, lprobs.gather(1, ends)))
 
 
-def fix_repeat_blocker(generator: Any) -> Any:
+class DiverseBeams(DiverseBeamSearch):
+    """What the groups of a sentence have in common is looked up at its place in the batch.
+
+    fairseq's looks it up at its number in the data, which is another sentence's place, or none.
+    """
+
+    def step(
+        self,
+        step: int,
+        lprobs: Tensor,
+        scores: Optional[Tensor],
+        prev_output_tokens: Optional[Tensor] = None,
+        original_batch_idxs: Optional[Tensor] = None,
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            step: tokens generated so far.
+            lprobs: `(bsz, beam, vocabulary)`.
+            scores: `(bsz, beam, step)`, of the hypotheses so far.
+            prev_output_tokens: unused.
+            original_batch_idxs: `(bsz,)` long, the numbers of the sentences that go on.
+
+        Returns:
+            scores, words and beams of the candidates, each `(bsz, candidates)`.
+        """
+        if original_batch_idxs is None:
+            original_batch_idxs = torch.arange(lprobs.size(0), device=lprobs.device)
+        if step == 0:
+            self.numbers = original_batch_idxs
+        places = original_batch_idxs.unsqueeze(1).eq(self.numbers).int().argmax(dim=1)
+        return super().step(step, lprobs, scores, prev_output_tokens, places)
+
+
+def fix_search(generator: Any) -> Any:
     """Makes a generator of fairseq's do what its options say; returns it."""
     blocker = getattr(generator, "repeat_ngram_blocker", None)
     if blocker is not None and not isinstance(blocker, RepeatBlocker):
         generator.repeat_ngram_blocker = RepeatBlocker(blocker.no_repeat_ngram_size)
+    if type(getattr(generator, "search", None)) is DiverseBeamSearch:
+        generator.search.__class__ = DiverseBeams
     return generator

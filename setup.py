@@ -48,7 +48,8 @@ setup(
         "tqdm>=4,<5",
     ],
     extras_require={
-        "chart": ["matplotlib>=3.8,<4"],  # updown-highlight --png
+        "chart": ["matplotlib>=3.8,<4"],  # updown-highlight --png, updown-score --picture
+        "corpora": ["python-debian>=1,<2"],  # scripts/corpora/rfc.py and debian_translation.py
         "ctranslate2": ["ctranslate2>=4,<5"],  # updown-export --to ctranslate2
         "dev": [
             "ctranslate2>=4,<5",

@@ -13,7 +13,7 @@ the same time, and print which headings they find, and where. Every finished ste
 training resumes when run again.
 
   --data DIR        everything (default: ./outline)
-  --tokens N        cut documents to N tokens (default: 4096; also run: 8192)
+  --tokens N        cut documents to N tokens (default: 4096; also run: 8192, 16384)
   --minutes N       of each system (default: 20)
   --updates N       of each system, where they fit into its minutes (default: as many as do)
   --spans N         updates of the start on damaged spans (default: 1600)

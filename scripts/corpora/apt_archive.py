@@ -9,9 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from debian.deb822 import Deb822
-
 from fairseq_updown.errors import UserError
+
+try:
+    from debian.deb822 import Deb822
+except ImportError as error:
+    raise SystemExit(
+        "Debian's files are read by python-debian: pip install '.[corpora]'"
+    ) from error
 
 SETTINGS = """\
 #clear Acquire::Languages;

@@ -123,8 +123,8 @@ class UpdownTransformerModel(TransformerModelBase):
         if len(pruned) < len(state_dict):
             logger.warning(
                 "layers are left out (--encoder-layers-to-keep, --decoder-layers-to-keep). The "
-                "optimizer's state does not fit: to train on, give --finetune-from-model, or "
-                "--reset-optimizer"
+                "optimizer's state does not fit: to train on, give --finetune-from-model with "
+                "another --save-dir, or --reset-optimizer"
             )
         return super().load_state_dict(pruned, strict)
 
@@ -176,8 +176,8 @@ class UpdownTransformerModel(TransformerModelBase):
                 first = positions.padding_idx + 1
                 logger.warning(
                     "--max-%s-positions %d, the checkpoint has %d: learned positions are %s. The "
-                    "optimizer's state does not fit them: to train on, give --finetune-from-model, "
-                    "or --reset-optimizer",
+                    "optimizer's state does not fit them: to train on, give --finetune-from-model "
+                    "with another --save-dir, or --reset-optimizer",
                     side,
                     size - first,
                     len(stored) - first,

@@ -92,7 +92,8 @@ def fit_quotations(state_dict: Dict[str, Tensor]) -> None:
         logger.warning(
             "the checkpoint was trained before --updown-copy read what a quotation goes on with as "
             "it does now, and counted runs of up to %d words (now %d). The optimizer's state does "
-            "not fit: to train on, give --finetune-from-model, or --reset-optimizer",
+            "not fit: to train on, give --finetune-from-model with another --save-dir, or "
+            "--reset-optimizer",
             counted,
             LONGEST_MATCH,
         )

@@ -77,7 +77,7 @@ def test_a_larger_model_is_trained_on(data: Path, tmp_path: Path, caplog: Any) -
     cfg = convert_namespace_to_omegaconf(parse(data, ARCH, *FLAGS, *KEEP))
     model = build_model(cfg.model, toy_task())
     model.load_state_dict(torch.load(path)["model"], strict=True, model_cfg=cfg.model)
-    assert "give --finetune-from-model, or --reset-optimizer" in caplog.text
+    assert "give --finetune-from-model with another --save-dir, or --reset" in caplog.text
     assert outputs(model.eval()).equal(take_out_by_hand(load(path, data)[0]))
     wrong = parse(data, ARCH, *FLAGS, "--encoder-layers", "6", *KEEP)
     model = build_model(convert_namespace_to_omegaconf(wrong).model, toy_task())

@@ -4,7 +4,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 import numpy as np
 import torch
-from fairseq.data import BaseWrapperDataset, LanguagePairDataset
+from fairseq.data import BaseWrapperDataset, LanguagePairDataset, data_utils
 from torch import Tensor
 
 
@@ -92,6 +92,15 @@ class SummarizationDataset(LanguagePairDataset):
             self.src_sizes: Any = bucket_sizes(self.src.sizes, num_buckets)
             if self.tgt is not None:
                 self.tgt_sizes: Any = bucket_sizes(self.tgt.sizes, num_buckets)
+
+    def filter_indices_by_size(self, indices: Any, max_sizes: Any) -> Any:
+        """As the parent's, by the sizes themselves: no bucket makes a sample too long."""
+        if not self.bucketed:
+            return super().filter_indices_by_size(indices, max_sizes)
+        targets = None if self.tgt is None else np.asarray(self.tgt.sizes)
+        return data_utils.filter_paired_dataset_indices_by_size(
+            np.asarray(self.src.sizes), targets, indices, max_sizes
+        )
 
     def collater(self, samples: List[Dict[str, Any]], pad_to_length: Any = None) -> Dict[str, Any]:
         """As the parent's, with the whole targets one after the other, `"reference"`

@@ -45,10 +45,12 @@ class RepeatBlocker(nn.Module):
 
 
 class DiverseBeams(DiverseBeamSearch):
-    """What the groups of a sentence have in common is looked up at its place in the batch.
+    """What the groups of a sentence have in common is kept at its place in the batch.
 
     fairseq's looks it up at its number in the data, which is another sentence's place, or none.
     """
+
+    group_overlap: Tensor  # (bsz, groups, groups)
 
     def step(
         self,
@@ -63,18 +65,17 @@ class DiverseBeams(DiverseBeamSearch):
             step: tokens generated so far.
             lprobs: `(bsz, beam, vocabulary)`.
             scores: `(bsz, beam, step)`, of the hypotheses so far.
-            prev_output_tokens: unused.
-            original_batch_idxs: `(bsz,)` long, the numbers of the sentences that go on.
+            prev_output_tokens, original_batch_idxs: unused.
 
         Returns:
             scores, words and beams of the candidates, each `(bsz, candidates)`.
         """
-        if original_batch_idxs is None:
-            original_batch_idxs = torch.arange(lprobs.size(0), device=lprobs.device)
-        if step == 0:
-            self.numbers = original_batch_idxs
-        places = original_batch_idxs.unsqueeze(1).eq(self.numbers).int().argmax(dim=1)
+        places = torch.arange(lprobs.size(0), device=lprobs.device)
         return super().step(step, lprobs, scores, prev_output_tokens, places)
+
+    def prune_sentences(self, batch_idxs: Tensor) -> None:
+        """Keeps the sentences that go on, `(kept,)` long, which the search calls for."""
+        self.group_overlap = self.group_overlap[batch_idxs]
 
 
 def fix_search(generator: Any) -> Any:

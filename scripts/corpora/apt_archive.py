@@ -7,16 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from fairseq_updown.errors import UserError
-
-try:
-    from debian.deb822 import Deb822
-except ImportError as error:
-    raise SystemExit(
-        "Debian's files are read by python-debian: pip install '.[corpora]'"
-    ) from error
 
 SETTINGS = """\
 #clear Acquire::Languages;
@@ -43,6 +38,19 @@ Dir::Etc::sourceparts "{root}/sources";
 """
 
 
+def python_debian(module: str, instead: str = "") -> Any:
+    """A module of python-debian, which only what is fetched needs.
+
+    Raises:
+        UserError: it is not installed
+    """
+    try:
+        return import_module(f"debian.{module}")
+    except ImportError as error:
+        remedy = "Debian's files are read by python-debian: pip install '.[corpora]'"
+        raise UserError(f"{remedy}, or {instead}" if instead else remedy) from error
+
+
 def private_apt(apt_dir: Path, settings: str, instead: str) -> Path:
     """Prepare ``apt_dir`` for apt and return the configuration file to run it with.
 
@@ -52,13 +60,14 @@ def private_apt(apt_dir: Path, settings: str, instead: str) -> Path:
         instead: what the user can do who has no apt
 
     Raises:
-        UserError: apt is not installed, or cannot work in this directory
+        UserError: apt or python-debian is not installed, or apt cannot work in this directory
     """
     if shutil.which("apt-get") is None:
         raise UserError(
             "apt-get is not on PATH, so nothing can be fetched. Run this on a Debian-like system, "
             f"or {instead}"
         )
+    python_debian("deb822", instead)
     root = apt_dir.resolve()
     if '"' in str(root):
         raise UserError(f"apt cannot work in {root}: name a directory without a quotation mark")
@@ -133,7 +142,7 @@ def non_free_lines(text: str) -> str:
 def non_free_stanzas(text: str) -> str:
     """Sources in deb822 form (stanzas of ``Field: value``) with only their non-free part."""
     stanzas = []
-    for stanza in Deb822.iter_paragraphs(text, use_apt_pkg=False):
+    for stanza in python_debian("deb822").Deb822.iter_paragraphs(text, use_apt_pkg=False):
         component = non_free(stanza.get("Components", ""))
         if component and "deb" in stanza.get("Types", "").split():
             stanza["Components"], stanza["Types"] = component, "deb"

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from apt_archive import private_apt, update
-from debian.deb822 import Deb822
+from apt_archive import private_apt, python_debian, update
 
 from fairseq_updown.data.document_corpus import Pair, folded
 from fairseq_updown.data.parallel_text import Groups
@@ -87,8 +86,9 @@ def read_index(path: Path) -> str:
 def read_descriptions(paths: Iterable[Path], lang: str) -> dict[str, Description]:
     """Descriptions by the md5 of their English text; the first package with a text names it."""
     found: dict[str, Description] = {}
+    read_stanzas = python_debian("deb822").Deb822.iter_paragraphs
     for path in paths:
-        for stanza in Deb822.iter_paragraphs(read_index(path), use_apt_pkg=False):
+        for stanza in read_stanzas(read_index(path), use_apt_pkg=False):
             md5, text = stanza.get("Description-md5"), stanza.get(f"Description-{lang}")
             if not md5 or not text or "Package" not in stanza:
                 continue

@@ -37,9 +37,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apt_archive import PACKAGES, copy_sources, download, package_names, private_apt, update
-from debian.arfile import ArError
-from debian.debfile import DebFile
+from apt_archive import (
+    PACKAGES,
+    copy_sources,
+    download,
+    package_names,
+    private_apt,
+    python_debian,
+    update,
+)
 from rfc_documents import Rfc, Unfit, parse
 from rfc_outlines import Outline, denoised, outline, piece_places, windows
 
@@ -111,8 +117,9 @@ def unpack(package: Path, folder: Path) -> None:
     Raises:
         UserError: it is no whole package
     """
+    damaged = python_debian("arfile").ArError
     try:
-        with DebFile(package) as content:
+        with python_debian("debfile").DebFile(package) as content:
             archive = content.data.tgz()
             for member in archive:
                 name = Path(member.name).name
@@ -120,7 +127,7 @@ def unpack(package: Path, folder: Path) -> None:
                     file = archive.extractfile(member)
                     assert file is not None
                     (folder / name).write_bytes(file.read())
-    except (ArError, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
+    except (damaged, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise UserError(f"{package.name} cannot be unpacked: {error}; fetch it again, and for a "
                         "data.tar.zst install zstd") from error  # fmt: skip
 

@@ -156,6 +156,9 @@ def test_padding_may_pass_the_longest_target(learned: bool) -> None:
     padded = torch.nn.functional.pad(target, (0, 2), value=1)
     found = at_once(model, source, padded)[:, :14]
     torch.testing.assert_close(found, at_once(model, source, target), **EXACT)
+    if learned:  # in fairseq's steps pads have positions, too
+        with pytest.raises(ValueError, match="15 tokens exceeds --max-target-positions 14"):
+            steps(model, model.encoder(source), padded, {})
     padded[1, 14] = 5
     with pytest.raises(ValueError, match="15 tokens exceeds --max-target-positions 14"):
         at_once(model, source, padded)

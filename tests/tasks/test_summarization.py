@@ -159,6 +159,18 @@ def test_every_sample_is_in_one_batch(work: Path, split: str, multiple: int, buc
         assert len({width for _, width in shapes}) <= buckets
 
 
+@pytest.mark.parametrize("buckets", [0, 1])
+def test_no_bucket_makes_a_sample_too_long(work: Path, buckets: int) -> None:
+    dictionary = make_task(work).src_dict
+    sizes = np.array([5, 9, 11])
+    texts = ListDataset([torch.full((size,), 5) for size in sizes], sizes)
+    dataset = SummarizationDataset(
+        texts, sizes, dictionary, texts, sizes, dictionary, num_buckets=buckets
+    )
+    kept, ignored = dataset.filter_indices_by_size(np.arange(3), (10, 10))
+    assert (kept.tolist(), ignored) == ([0, 1], [2])
+
+
 @pytest.mark.parametrize("buckets", [0, 4])
 def test_documents_of_64k_tokens_are_batched_by_length(work: Path, buckets: int) -> None:
     task = make_task(work, max_source_positions=65536)

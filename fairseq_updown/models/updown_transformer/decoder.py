@@ -320,7 +320,9 @@ class UpdownTransformerDecoder(TransformerDecoderBase):
         """Embeds tokens and positions, `(rows, tgt_len or 1, embed_dim)`, as fairseq does."""
         learned = isinstance(self.embed_positions, LearnedPositionalEmbedding)
         if tokens.size(1) > self.max_positions() and (learned or incremental_state is None):
-            longest = int(tokens.ne(self.padding_idx).sum(dim=1).max())
+            longest = tokens.size(1)
+            if incremental_state is None:  # in steps pads have positions, too
+                longest = int(tokens.ne(self.padding_idx).sum(dim=1).max())
             if longest > self.max_positions():
                 raise ValueError(
                     f"a target of {longest} tokens exceeds --max-target-positions "

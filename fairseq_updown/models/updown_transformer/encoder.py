@@ -251,7 +251,7 @@ class UpdownTransformerEncoder(TransformerEncoderBase):
         is_real = src_tokens.ne(self.padding_idx)
         tokens_after_pads = (is_real[:, 1:] > is_real[:, :-1]).sum().unsqueeze(0)
         counted = torch.cat([is_real.sum(dim=1), tokens_after_pads])
-        *numbers, unaligned = counted.tolist()  # waits for the device; no layer of ours does
+        *numbers, unaligned = counted.tolist()  # waits for the device
         lengths = RowLengths(tuple(numbers), counted[:-1])
         longest = lengths.longest
         if longest > self.max_positions() and self.streaming is None:

@@ -34,11 +34,14 @@ EOS, ASK_A, ASK_B, VALUE, FILLER, END = 2, 4, 8, 12, 20, 24  # first token of ea
 NUM_VALUES = FILLER - VALUE
 BATCH, TEST = 32, 512  # examples of an update, and unseen ones
 
+_POOL_2 = {"updown_pool_layers": "1", "updown_memory_size": LENGTH // 2}
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {"updown_block_size": LENGTH},
     "blockwise": {"updown_slots": 0},
     "slots": {},
-    "slots and pool": {"updown_pool_layers": "1", "updown_memory_size": 16},
+    "slots and pool": _POOL_2,
+    # What was pooled is one block: there all see each other.
+    "pool": {**_POOL_2, "updown_slots": 0, "updown_pooled_block_size": LENGTH // 2},
 }
 # Eight tokens to a slot, or to a token of the pyramid: three rounds of the tournament.
 _NARROW = {"updown_block_size": 16, "updown_slots": 2}

@@ -388,6 +388,16 @@ def test_a_rerun_needs_neither_apt_nor_network(
     assert "apt-get is not on PATH" in capsys.readouterr().err
 
 
+def test_python_debian_is_named_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apt_archive.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setitem(sys.modules, "debian.deb822", None)  # as where it is not installed
+    with pytest.raises(apt_archive.UserError, match=r"pip install '\.\[corpora\]', or instead"):
+        apt_archive.private_apt(tmp_path / "apt", "", "instead")
+    assert not (tmp_path / "apt").exists()
+
+
 def test_bad_directories_are_errors_of_one_line(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
